@@ -1,0 +1,115 @@
+"""Stored tensors: named, shaped views of encoded bytes, decoded only when asked for."""
+
+from dataclasses import dataclass
+from math import prod
+from typing import Any, Protocol
+
+import numpy as np
+
+from assay.reference.config import Config, GptOssConfig
+
+
+class Encoding(Protocol):
+    """How the elements of a tensor are coded in its parts (see `assay.reference.formats`)."""
+
+    @property
+    def name(self) -> str: ...
+
+    def shape(self, parts: dict[str, np.ndarray]) -> tuple[int, ...]:
+        """The shape of what `decode` answers, without decoding."""
+        ...
+
+    def decode(self, parts: dict[str, np.ndarray]) -> np.ndarray:
+        """float32 of the parts; their leading axes stay, their last one or two become elements."""
+        ...
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """A weight under its canonical name: logical shape, encoding, and views of the bytes that hold it.
+
+    Every part has the same leading axes. Their product is that of `shape[:-1]`, but there may be more
+    of them: a layout change such as the RoPE row permutation is then a strided view, and nothing is
+    copied until `decode`. `stored_as` lists the tensors of the file that the parts came from, and
+    `layout` names the layout changes on the way, in order.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    encoding: Encoding
+    parts: dict[str, np.ndarray]
+    stored_as: tuple[str, ...] = ()
+    layout: tuple[str, ...] = ()
+
+    def decode(self) -> np.ndarray:
+        """All elements, float32 [*shape]: exactly the values that the encoding defines."""
+        return np.ascontiguousarray(self.encoding.decode(self.parts), dtype=np.float32).reshape(self.shape)
+
+    def __getitem__(self, index: Any) -> "Tensor":
+        """The tensor restricted to some entries of its first axis (an integer, a slice or ids), undecoded.
+
+        Raises ValueError where a layout change split that axis: decode the whole tensor then.
+        """
+        if any(part.shape[0] != self.shape[0] for part in self.parts.values()):
+            raise ValueError(f"{self.name}: rows of a permuted tensor cannot be selected before decoding")
+        rows = np.empty(self.shape[0], np.uint8)[index]
+        parts = {name: part[index] for name, part in self.parts.items()}
+        return Tensor(self.name, (*rows.shape, *self.shape[1:]), self.encoding, parts, self.stored_as, self.layout)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that the encoded parts take."""
+        return sum(part.nbytes for part in self.parts.values())
+
+    @property
+    def size(self) -> int:
+        """Number of elements."""
+        return prod(self.shape)
+
+
+# Canonical names are Hugging Face's, with one exception: gpt-oss's fused gate_up_proj, whose rows interleave
+# gate and up, is two tensors here (as in GGUF and MLX), since splitting it is a view in every container.
+_ATTENTION = {
+    "input_layernorm.weight": "D",
+    "self_attn.q_proj.weight": "HC,D",
+    "self_attn.k_proj.weight": "KC,D",
+    "self_attn.v_proj.weight": "KC,D",
+    "self_attn.o_proj.weight": "D,HC",
+    "post_attention_layernorm.weight": "D",
+}
+_ATTENTION_BIAS = {
+    "self_attn.q_proj.bias": "HC",
+    "self_attn.k_proj.bias": "KC",
+    "self_attn.v_proj.bias": "KC",
+    "self_attn.o_proj.bias": "D",
+}
+_DENSE = {"mlp.gate_proj.weight": "F,D", "mlp.up_proj.weight": "F,D", "mlp.down_proj.weight": "D,F"}
+_DENSE_BIAS = {"mlp.gate_proj.bias": "F", "mlp.up_proj.bias": "F", "mlp.down_proj.bias": "D"}
+_EXPERTS = {
+    "self_attn.sinks": "H",
+    "mlp.router.weight": "N,D",
+    "mlp.router.bias": "N",
+    "mlp.experts.gate_proj.weight": "N,F,D",
+    "mlp.experts.gate_proj.bias": "N,F",
+    "mlp.experts.up_proj.weight": "N,F,D",
+    "mlp.experts.up_proj.bias": "N,F",
+    "mlp.experts.down_proj.weight": "N,D,F",
+    "mlp.experts.down_proj.bias": "N,D",
+}
+
+
+def weight_shapes(config: Config) -> dict[str, tuple[int, ...]]:
+    """The shape of every tensor that a model of this config has, by canonical name."""
+    layer = dict(_ATTENTION)
+    if config.attention_bias:
+        layer |= _ATTENTION_BIAS
+    if isinstance(config, GptOssConfig):
+        layer |= _EXPERTS
+    else:
+        layer |= _DENSE | (_DENSE_BIAS if config.mlp_bias else {})
+    axes = {"model.embed_tokens.weight": "V,D", "model.norm.weight": "D"}
+    if not config.tie_word_embeddings:
+        axes["lm_head.weight"] = "V,D"
+    for i in range(config.num_hidden_layers):
+        axes |= {f"model.layers.{i}.{name}": letters for name, letters in layer.items()}
+    return {name: tuple(prod(config.dims[c] for c in axis) for axis in a.split(",")) for name, a in axes.items()}
