@@ -1,0 +1,181 @@
+"""Checkpoints: the format found by content, the config read strictly, every tensor used exactly once or reported."""
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from assay.loaders.config import require_plausible_depth
+from assay.loaders.errors import CheckpointError
+from assay.loaders.layout import Layout
+from assay.reference.config import Config
+from assay.reference.model import Model
+from assay.reference.weights import Encoding, Tensor, weight_shapes
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """Weights, config and tokenizer on disk; tensors are views of the mapped files, decoded when asked.
+
+    `unused` lists stored tensors that the model does not need, each with the reason; `stop_tokens` are the
+    ids after which generation ends.
+    """
+
+    path: Path
+    format: str
+    config: Config
+    tensors: Mapping[str, Tensor]
+    unused: Mapping[str, str]
+    stop_tokens: tuple[int, ...]
+    _load_tokenizer: Callable[[], "Tokenizer"]
+
+    @cached_property
+    def tokenizer(self) -> "Tokenizer":
+        """The checkpoint's own tokenizer; CheckpointError if it has none that can be read."""
+        return self._load_tokenizer()
+
+    def model(self, dtype: np.dtype | type = np.float64) -> Model[Config]:
+        """The oracle's model of these weights, computing in `dtype`."""
+        return Model(self.config, self.tensors, np.dtype(dtype))
+
+    @cached_property
+    def config_sha256(self) -> str:
+        """Digest of every config field that enters the numbers; the same for every container."""
+        fields = {"class": type(self.config).__name__, **asdict(self.config)}
+        return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()
+
+    @cached_property
+    def weights_sha256(self) -> str:
+        """Digest of every weight's decoded float32 bits under its canonical name; the same for every container."""
+        digest = hashlib.sha256()
+        for name in sorted(self.tensors):
+            tensor = self.tensors[name]
+            digest.update(f"{name} {tensor.shape}\n".encode())
+            stacked = len(tensor.shape) == 3  # one expert at a time keeps the memory small
+            for piece in (tensor[e] for e in range(tensor.shape[0])) if stacked else (tensor,):
+                digest.update(piece.decode().astype("<f4", copy=False).data)
+        return digest.hexdigest()
+
+
+def open_checkpoint(path: str | Path) -> Checkpoint:
+    """Open a GGUF file, or a Hugging Face or MLX directory (or a safetensors file in one).
+
+    Raises CheckpointError, with what is wrong where, for anything that is not a whole, supported checkpoint.
+    """
+    from assay.loaders.gguf_checkpoint import open_gguf
+    from assay.loaders.safetensors_checkpoint import open_directory
+
+    source = locate(path)
+    try:
+        return open_directory(source) if source.is_dir() else open_gguf(source)
+    except OSError as error:
+        raise CheckpointError(f"cannot be read: {error.strerror or error}", where=source) from error
+
+
+def locate(path: str | Path) -> Path:
+    """The GGUF file, or the directory with config.json and safetensors, that a path means; by content, not by name."""
+    path = Path(path)
+    try:
+        if path.is_dir():
+            ggufs = sorted(path.glob("*.gguf"))
+            return ggufs[0] if len(ggufs) == 1 and not (path / "config.json").exists() else path
+        if path.exists() and not path.is_file():
+            raise CheckpointError("neither a file nor a directory", where=path)
+        with open(path, "rb") as file:
+            magic = file.read(4)
+    except OSError as error:
+        raise CheckpointError(f"cannot be read: {error.strerror or error}", where=path) from error
+    if magic == b"GGUF":
+        return path
+    if path.suffix == ".safetensors":
+        return path.parent
+    raise CheckpointError(
+        "not a checkpoint" if magic else "the file is empty",
+        where=path,
+        expected="a GGUF file, or a directory with config.json and safetensors",
+        got=f"a file that starts with {magic!r}",
+    )
+
+
+def assemble(
+    config: Config,
+    where: Path,
+    targets: Mapping[str, list[tuple[str, tuple[Layout, ...]]]],
+    stored: Mapping[str, tuple[Encoding, dict[str, np.ndarray], tuple[str, ...]]],
+    known_unused: Mapping[str, str],
+) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Canonical tensors from stored ones, checked against the config: none missing, none twice, shapes right.
+
+    `stored` gives each stored tensor's encoding, parts [rows..., ...] and the file's names for them;
+    `targets` the canonical tensors that it holds.
+    """
+    require_plausible_depth(config.num_hidden_layers, len(stored), str(where))
+    shapes = weight_shapes(config)
+    tensors: dict[str, Tensor] = {}
+    unused = dict(known_unused)
+    for name, (encoding, parts, stored_as) in stored.items():
+        for canonical, changes in targets[name]:
+            if canonical not in shapes:
+                continue
+            if canonical in tensors:
+                raise CheckpointError(
+                    f"{canonical} is stored twice",
+                    where=where,
+                    tensors=stored_as,
+                    got=f"{', '.join(tensors[canonical].stored_as)} and {', '.join(stored_as)}",
+                )
+            tensors[canonical] = _tensor(
+                canonical, shapes[canonical], encoding, parts, stored_as, changes, config, where
+            )
+        if not any(canonical in shapes for canonical, _ in targets[name]):
+            unused |= dict.fromkeys(stored_as, "unknown to this architecture")
+    if unknown := sorted(name for name in unused if name not in known_unused):
+        raise CheckpointError(
+            f"{len(unknown)} tensor{'s' * (len(unknown) > 1)} that this model has no use for: {', '.join(unknown[:5])}"
+            + (" ..." if len(unknown) > 5 else ""),
+            where=where,
+            tensors=unknown,
+            remedy="check that config and weights belong together",
+        )
+    if missing := [name for name in shapes if name not in tensors]:
+        raise CheckpointError(
+            f"{len(missing)} tensor{'s' * (len(missing) > 1)} missing: {', '.join(missing[:5])}"
+            + (" ..." if len(missing) > 5 else ""),
+            where=where,
+            tensors=missing,
+            remedy="check that all shards are there and that config and weights belong together",
+        )
+    return {name: tensors[name] for name in shapes}, unused
+
+
+def _tensor(
+    name: str,
+    shape: tuple[int, ...],
+    encoding: Encoding,
+    parts: dict[str, np.ndarray],
+    stored_as: tuple[str, ...],
+    changes: tuple[Layout, ...],
+    config: Config,
+    where: Path,
+) -> Tensor:
+    """One canonical tensor: shape checked, then layout changes applied to every part."""
+    try:
+        for change in changes:
+            parts = {key: change.apply(part, config) for key, part in parts.items()}
+        got = encoding.shape(parts)
+    except (ValueError, IndexError):  # axes that the change needs are not there
+        got = encoding.shape(parts)
+    permuted = bool(changes) and len(got) == len(shape) + 2  # [heads, half, pair, ...] of un-permuted RoPE rows
+    flat = (got[0] * got[1] * got[2], *got[3:]) if permuted else got
+    if flat != shape:
+        what = f"{' + '.join(stored_as)}: wrong shape for {name}"
+        raise CheckpointError(what, where=where, tensors=stored_as, expected=list(shape), got=list(got))
+    return Tensor(name, shape, encoding, parts, stored_as, tuple(change.name for change in changes))

@@ -1,0 +1,266 @@
+"""A checkpoint written in another container: every value kept, or an error, unless quantising was asked for."""
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from assay.loaders.atomic import check_free, check_room, replacing_directory, replacing_file
+from assay.loaders.checkpoint import Checkpoint, open_checkpoint
+from assay.loaders.config import config_from_hf
+from assay.loaders.errors import CheckpointError
+from assay.loaders.gguf_config import config_from_gguf
+from assay.loaders.gguf_file import GgufFile, read_gguf
+from assay.loaders.layout import Q_ROWS
+from assay.loaders.plan import Choice, plan
+from assay.loaders.quantise import Encoder
+from assay.loaders.recode import Kept
+from assay.loaders.weight import Weight, Written, fused, weight_of
+from assay.loaders.write_config import (
+    gguf_arch,
+    gguf_config,
+    hf_config,
+    model_type_of,
+    rope_tensors,
+    said_in_gguf,
+    said_in_hf,
+)
+from assay.loaders.write_gguf import gguf_name, write_gguf
+from assay.loaders.write_safetensors import hf_streams, mlx_quantization, mlx_streams, write_set
+from assay.loaders.write_tokenizer import (
+    copy_tokenizer,
+    gguf_token_ids,
+    gguf_tokenizer,
+    token_ids,
+    write_tokenizer_files,
+)
+from assay.reference.config import Config, GptOssConfig
+from assay.reference.formats import MXFP4, MXFP4_BLOCKS
+from assay.reference.formats.floats import FloatFormat
+from assay.reference.weights import Encoding, Tensor
+
+CONTAINERS = ("gguf", "safetensors", "mlx")
+SHARD_BYTES = 5_000_000_000
+Progress = Callable[[str, int, int], None]  # what is being done, how much of it, of how much
+KEPT = {Kept.BITS: "bits", Kept.BUT_ZERO_SIGN: "values", Kept.NOT: "rounded"}
+
+
+@dataclass(frozen=True)
+class Change:
+    """What became of one tensor.
+
+    The layouts say how each file's form differs from the canonical tensor, as the loader undoes it.
+    `kept` is "bits" if every decoded value has the same bits, "values" if some -0 became +0, else "rounded", with
+    the signal-to-noise ratio of the rounding in dB.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    before: str
+    after: str
+    bytes_before: int
+    bytes_after: int
+    layout_before: tuple[str, ...]
+    layout_after: tuple[str, ...]
+    kept: str
+    sqnr_db: float | None
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """A written checkpoint and what became of each tensor."""
+
+    path: Path
+    format: str
+    changes: tuple[Change, ...]
+    notes: tuple[str, ...]
+
+
+def convert(
+    source: Checkpoint,
+    target: Path,
+    to: str,
+    *,
+    quant: Encoder | None = None,
+    shard_bytes: int = SHARD_BYTES,
+    force: bool = False,
+    pre: str | None = None,
+    progress: Progress = lambda what, done, total: None,
+) -> Conversion:
+    """Write `source` at `target` as one of CONTAINERS: a GGUF file, or a directory.
+
+    `quant` is for matrices that are in floats, or that the container can only hold so; `pre` names the pre-tokenizer
+    for GGUF. Raises CheckpointError for what exists already (without `force`), for what the container cannot say,
+    and if what was written does not read back; then nothing stays.
+    """
+    check_free(target, force)
+    _check_apart(source.path, target)
+    weights = {name: weight_of(tensor) for name, tensor in source.tensors.items()}
+    chosen: dict[str, Choice] = {}
+    for choice in plan(weights, to, quant, narrow_vectors=source.format == "gguf" and to != "gguf"):
+        chosen[choice.before.name] = choice
+        progress("choosing encodings", len(chosen), len(weights))
+    outcome = {name: choice.after for name, choice in chosen.items()}
+    total = sum(weight.nbytes for weight in outcome.values())
+    check_room(target, total)
+    done = 0
+
+    def written(nbytes: int) -> None:
+        nonlocal done
+        done += nbytes
+        progress("writing", done, total)
+
+    model_type = model_type_of(source.config, fused=any(Q_ROWS.name in t.layout for t in source.tensors.values()))
+    if to == "gguf":
+        metadata, notes = _gguf_metadata(source, model_type, pre)
+        write_gguf_checkpoint(target, source.config, model_type, outcome, metadata, written)
+    else:
+        notes = _write_directory(source, target, model_type, to, outcome, shard_bytes, written)
+    result = open_checkpoint(target)
+    changes = tuple(_change(choice, source.tensors[n], result.tensors[n]) for n, choice in chosen.items())
+    return Conversion(target, to, changes, tuple(notes))
+
+
+def _check_apart(source: Path, target: Path) -> None:
+    """Refuse to replace the source, or a folder that holds it."""
+    resolved = source.resolve()
+    if target.resolve() in (resolved, *resolved.parents):
+        raise CheckpointError("the target is the source, or holds it", where=target, remedy="name another place")
+
+
+def write_gguf_checkpoint(
+    target: Path,
+    config: Config,
+    model_type: str,
+    weights: Mapping[str, Weight],
+    metadata: Mapping[str, Any],
+    written: Written,
+) -> None:
+    """Write a GGUF file whole or not at all, once it is sure that its metadata will say this config."""
+    weights = fused(weights) if model_type == "phi3" else weights
+    expected, arch = said_in_gguf(config), gguf_arch(model_type)
+    said = {"general.architecture": arch, **gguf_config(config, model_type)}
+    shapes = {gguf_name(arch, name): weight.shape for name, weight in weights.items()}
+    _check_config(config_from_gguf(said, shapes, rope_tensors(config), str(target)), expected, "GGUF")
+    with replacing_file(target) as temporary:
+        write_gguf(temporary, config, model_type, list(weights.values()), metadata, written)
+        _check_config(open_checkpoint(temporary).config, expected, "GGUF")
+
+
+def write_directory(
+    target: Path,
+    config: Config,
+    model_type: str,
+    to: str,
+    weights: Mapping[str, Weight],
+    token_ids: Mapping[str, Any],
+    shard_bytes: int,
+    written: Written,
+    write_tokenizer: Callable[[Path], None],
+) -> None:
+    """Write a Hugging Face or MLX directory whole or not at all; `write_tokenizer` adds the tokenizer's files."""
+    weights = fused(weights) if model_type == "phi3" else weights
+    expected = said_in_hf(config)
+    floats = {w.encoding.name for w in weights.values() if isinstance(w.encoding, FloatFormat)}
+    values = hf_config(config, model_type, floats.pop() if len(floats) == 1 else "F32", token_ids)
+    if to == "mlx":
+        streams = mlx_streams(weights)
+        if quantization := mlx_quantization(weights):
+            values |= {"quantization": quantization, "quantization_config": quantization}
+    else:
+        streams = hf_streams(weights)
+        if isinstance(config, GptOssConfig) and any(w.encoding is MXFP4 for w in weights.values()):
+            kept = ["model.layers.*.self_attn", "model.layers.*.mlp.router", "model.embed_tokens", "lm_head"]
+            values["quantization_config"] = {"modules_to_not_convert": kept, "quant_method": "mxfp4"}
+    _check_config(config_from_hf(values, str(target)), expected, "config.json")
+    with replacing_directory(target) as temporary:
+        (temporary / "config.json").write_text(json.dumps(values, indent=2) + "\n", "utf-8")
+        write_tokenizer(temporary)
+        write_set(temporary, streams, {"format": "mlx" if to == "mlx" else "pt"}, shard_bytes, written)
+        _check_config(open_checkpoint(temporary).config, expected, "config.json")
+
+
+def _write_directory(
+    source: Checkpoint,
+    target: Path,
+    model_type: str,
+    to: str,
+    weights: Mapping[str, Weight],
+    shard_bytes: int,
+    written: Written,
+) -> list[str]:
+    notes: list[str] = []
+    if source.format == "gguf":
+        file = read_gguf(source.path)
+        ids = gguf_token_ids(file.metadata)
+
+        def write_tokenizer(directory: Path) -> None:
+            if "tokenizer.ggml.model" in file.metadata:
+                write_tokenizer_files(file.metadata, source.tokenizer, directory)
+            else:
+                notes.append("the source has no tokenizer, so none was written")
+    else:
+        ids = token_ids(source.path)
+
+        def write_tokenizer(directory: Path) -> None:
+            copy_tokenizer(source.path, directory)
+
+    write_directory(target, source.config, model_type, to, weights, ids, shard_bytes, written, write_tokenizer)
+    return notes
+
+
+def _gguf_metadata(source: Checkpoint, model_type: str, pre: str | None) -> tuple[dict[str, Any], list[str]]:
+    """What a GGUF says beside the config: general.* and tokenizer.*."""
+    if source.format == "gguf":
+        return _carried(read_gguf(source.path)), []
+    called = source.path.resolve().name
+    if model_type == "phi3" and not any(mark in called.lower() for mark in ("phi-3", "phi3")):
+        called = f"phi-3 {called}"  # by this mark llama.cpp knows that special tokens swallow the space behind them
+    name = {"general.name": called}
+    if not (source.path / "tokenizer.json").exists():
+        return name, ["the source has no tokenizer.json, so no tokenizer was written"]
+    return name | gguf_tokenizer(source.path, source.config.vocab_size, pre), []
+
+
+def _carried(file: GgufFile) -> dict[str, Any]:
+    """The metadata of a GGUF that stay true in another GGUF."""
+    renewed = ("general.alignment", "general.file_type", "general.quantization_version")
+    return {
+        key: value
+        for key, value in file.metadata.items()
+        if key.startswith(("general.", "tokenizer.")) and key not in renewed
+    }
+
+
+def _check_config(got: Config, expected: Config, container: str) -> None:
+    """Raise CheckpointError, naming the fields, if a container does not say the config it was given."""
+    if got == expected:
+        return
+    wanted, said = asdict(expected), asdict(got)
+    fields = [name for name in wanted if wanted[name] != said.get(name)]
+    raise CheckpointError(
+        f"{container} cannot say this model's {', '.join(fields) or 'architecture'}",
+        expected={name: wanted[name] for name in fields},
+        got={name: said.get(name) for name in fields},
+    )
+
+
+def _change(choice: Choice, before: Tensor, after: Tensor) -> Change:
+    return Change(
+        name=before.name,
+        shape=before.shape,
+        before=before.encoding.name,
+        after=after.encoding.name,
+        bytes_before=before.nbytes,
+        bytes_after=after.nbytes,
+        layout_before=before.layout + _nibbles(before.encoding),
+        layout_after=after.layout + _nibbles(after.encoding),
+        kept=KEPT[choice.kept],
+        sqnr_db=choice.rounding.sqnr_db,
+    )
+
+
+def _nibbles(encoding: Encoding) -> tuple[str, ...]:
+    """MXFP4's order of elements, which its name does not tell."""
+    return ("adjacent nibbles",) if encoding is MXFP4 else ("split-half nibbles",) if encoding is MXFP4_BLOCKS else ()
