@@ -1,0 +1,136 @@
+"""A model's tensors, checked against its configuration and cast for the kernels, once at load."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from math import prod
+
+import numpy as np
+
+from assay.fast.cpu.decode import decode_rows
+from assay.fast.cpu.groups import Groups, one_group
+from assay.fast.cpu.linear import grouped_linear
+from assay.fast.cpu.products import Columns, columns, product
+from assay.fast.cpu.rows import Rows, encoded_rows
+from assay.fast.inputs import WeightSource
+from assay.fast.quantised import quantises_inputs
+from assay.reference.config import Config, GptOssConfig
+from assay.reference.weights import Tensor
+
+
+@dataclass(frozen=True)
+class Linear:
+    """An encoded matrix, or a stack of them, and its bias, float32 [N,O] (zeros where it has none).
+
+    `quantised`: inputs are rounded to int8 before the product.
+    """
+
+    rows: Rows
+    bias: np.ndarray
+    quantised: bool
+
+    def __call__(self, x_TI: np.ndarray) -> np.ndarray:
+        """[T,I] -> [T,O]."""
+        return project([self], one_group(len(x_TI)), x_TI)[0]
+
+
+def project(linears: Sequence[Linear], groups: Groups, x: np.ndarray) -> list[np.ndarray]:
+    """Each product's input through its group's matrix, for several stacks with the same inputs: [P,O] each.
+
+    Inputs are quantised once for all stacks of the same kind.
+    """
+    prepared: dict[int, Columns] = {}
+    results = []
+    for linear in linears:
+        kind = linear.rows.kind
+        if not linear.quantised:
+            results.append(grouped_linear(linear.rows, groups, x, linear.bias))
+            continue
+        if kind not in prepared:
+            prepared[kind] = columns(x, groups, kind)
+        results.append(product(linear.rows, groups, prepared[kind], linear.bias))
+    return results
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One block's weights. A dense model has no router; in a mixture of experts the last three are stacks."""
+
+    attn_norm: np.ndarray
+    q: Linear
+    k: Linear
+    v: Linear
+    o: Linear
+    sink: np.ndarray  # -inf where the model has none
+    mlp_norm: np.ndarray
+    router: Linear | None
+    gate: Linear
+    up: Linear
+    down: Linear
+
+
+@dataclass(frozen=True)
+class Weights:
+    """All weights of a model."""
+
+    embed: Rows
+    layers: tuple[Layer, ...]
+    final_norm: np.ndarray
+    head: Linear
+
+
+def cast_weights(config: Config, tensors: Mapping[str, Tensor], mode: str = "exact") -> Weights:
+    """The weights under canonical names, ready for the kernels of a mode; only norms, biases and sinks are decoded.
+
+    Raises CheckpointError for a tensor that is missing, misshapen or in an encoding without a kernel:
+    kernels check no bounds.
+    """
+    cast = _Cast(config, tensors, mode)
+    return Weights(
+        embed=cast.rows("model.embed_tokens.weight"),
+        layers=tuple(_layer(config, cast, f"model.layers.{i}") for i in range(config.num_hidden_layers)),
+        final_norm=cast.vector("model.norm.weight"),
+        head=cast.linear("model.embed_tokens" if config.tie_word_embeddings else "lm_head"),
+    )
+
+
+class _Cast(WeightSource):
+    """Takes tensors by name and casts them."""
+
+    def __init__(self, config: Config, tensors: Mapping[str, Tensor], mode: str) -> None:
+        super().__init__(config, tensors)
+        self.mode = mode
+
+    def rows(self, name: str) -> Rows:
+        """An encoded tensor."""
+        return encoded_rows(self.take(name))
+
+    def vector(self, name: str) -> np.ndarray:
+        """A small tensor, decoded whole to one axis."""
+        return decode_rows(self.rows(name), np.arange(prod(self.shapes[name][:-1]))).ravel()
+
+    def linear(self, name: str) -> Linear:
+        """A projection [O,I], or a stack of them [N,O,I]."""
+        weight, bias = f"{name}.weight", f"{name}.bias"
+        O = self.shapes[weight][-2]  # noqa: E741
+        bias_P = self.vector(bias) if bias in self.shapes else np.zeros(O, np.float32)
+        rows = self.rows(weight)
+        return Linear(rows, bias_P.reshape(-1, O), self.mode == "q8" and quantises_inputs(self.take(weight)))
+
+
+def _layer(config: Config, cast: _Cast, prefix: str) -> Layer:
+    attention, mlp, H = f"{prefix}.self_attn", f"{prefix}.mlp", config.num_attention_heads
+    sparse = isinstance(config, GptOssConfig)
+    feed_forward = f"{mlp}.experts" if sparse else mlp
+    return Layer(
+        attn_norm=cast.vector(f"{prefix}.input_layernorm.weight"),
+        q=cast.linear(f"{attention}.q_proj"),
+        k=cast.linear(f"{attention}.k_proj"),
+        v=cast.linear(f"{attention}.v_proj"),
+        o=cast.linear(f"{attention}.o_proj"),
+        sink=cast.vector(f"{attention}.sinks") if sparse else np.full(H, -np.inf, np.float32),
+        mlp_norm=cast.vector(f"{prefix}.post_attention_layernorm.weight"),
+        router=cast.linear(f"{mlp}.router") if sparse else None,
+        gate=cast.linear(f"{feed_forward}.gate_proj"),
+        up=cast.linear(f"{feed_forward}.up_proj"),
+        down=cast.linear(f"{feed_forward}.down_proj"),
+    )

@@ -1,0 +1,45 @@
+"""What every fast path offers: `assay.golden` and `assay.cli` drive an engine through these and nothing else."""
+
+from collections.abc import Callable
+from typing import Protocol, TypeVar
+
+import numpy as np
+
+from assay.reference.config import Config
+
+# Handed each exposed tap (names and axes of `assay.reference.taps`); what it answers is ignored, and the
+# array is read-only and never written again. What a fused kernel does not expose is simply not handed over.
+Observer = Callable[[str, np.ndarray], object]
+
+
+def unobserved(name: str, array: np.ndarray) -> None:
+    """The observer that looks at nothing."""
+
+
+class Cache(Protocol):
+    """The past of one sequence, kept by an engine."""
+
+    @property
+    def length(self) -> int:
+        """Positions held."""
+        ...
+
+
+OwnCache = TypeVar("OwnCache", bound=Cache)
+
+
+class Engine(Protocol[OwnCache]):
+    """A model that is ready to run."""
+
+    config: Config
+
+    def new_cache(self) -> OwnCache:
+        """An empty cache for one sequence."""
+        ...
+
+    def forward(self, tokens: np.ndarray, *, cache: OwnCache | None = None, tap: Observer | None = None) -> np.ndarray:
+        """Logits, float32 [T,V], of T tokens that follow those in the cache, which grows by them.
+
+        Raises ValueError for token ids that the vocabulary does not have.
+        """
+        ...

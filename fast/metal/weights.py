@@ -1,0 +1,136 @@
+"""A model's tensors as MLX arrays, checked against its configuration, once at load."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import mlx.core as mx
+import numpy as np
+
+from assay.fast.inputs import WeightSource
+from assay.fast.metal.layout import Packed, packed
+from assay.fast.metal.linear import Linear, Plain, Quantised
+from assay.fast.metal.ops import on_cpu
+from assay.reference.config import Config, GptOssConfig
+from assay.reference.formats import BF16, F32, AffineGroups
+from assay.reference.weights import Tensor
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One block's weights. A dense model has no sinks and no router; otherwise the last three are stacks."""
+
+    attn_norm: mx.array
+    q: Linear
+    k: Linear
+    v: Linear
+    o: Linear
+    sinks: mx.array | None
+    mlp_norm: mx.array
+    router: Linear | None
+    gate: Linear
+    up: Linear
+    down: Linear
+
+
+@dataclass(frozen=True)
+class Weights:
+    """All weights of a model, and what a user should know about how they are held."""
+
+    embed: Plain | Quantised
+    layers: tuple[Layer, ...]
+    final_norm: mx.array
+    head: Linear
+    notices: tuple[str, ...]
+
+
+def cast_weights(config: Config, tensors: Mapping[str, Tensor], dtype: mx.Dtype) -> Weights:
+    """The weights under canonical names, on MLX's default device, for activations of `dtype`.
+
+    Raises CheckpointError for a tensor that is missing or misshapen.
+    """
+    cast = _Cast(config, tensors, dtype)
+    embed = cast.matrix("model.embed_tokens.weight")
+    return Weights(
+        embed=embed,
+        layers=tuple(_layer(config, cast, f"model.layers.{i}") for i in range(config.num_hidden_layers)),
+        final_norm=cast.vector("model.norm.weight"),
+        head=Linear(embed, None, dtype) if config.tie_word_embeddings else cast.linear("lm_head"),
+        notices=tuple(f"{what}: {count} tensors" for what, count in cast.held.items()),
+    )
+
+
+class _Cast(WeightSource):
+    """Takes tensors by name and makes MLX arrays of them."""
+
+    def __init__(self, config: Config, tensors: Mapping[str, Tensor], dtype: mx.Dtype) -> None:
+        super().__init__(config, tensors)
+        self.dtype = dtype
+        self.held: dict[str, int] = {}
+
+    def matrix(self, name: str) -> Plain | Quantised:
+        """A matrix or a stack: as it is stored if MLX has the encoding, else decoded."""
+        tensor = self.take(name)
+        if (found := packed(tensor)) is not None:
+            return self._quantised(tensor, found)
+        weight = self._floats(tensor)
+        if weight.ndim == 3 and on_cpu():
+            weight = weight.astype(mx.float32)  # all that MLX's gather_mm knows on the CPU
+        return Plain(weight)
+
+    def vector(self, name: str) -> mx.array:
+        """A small tensor of floats."""
+        return self._floats(self.take(name))
+
+    def linear(self, name: str) -> Linear:
+        """A projection, or a stack of them, and its bias if it has one."""
+        bias = self.vector(f"{name}.bias") if f"{name}.bias" in self.shapes else None
+        return Linear(self.matrix(f"{name}.weight"), bias, self.dtype)
+
+    def _quantised(self, tensor: Tensor, found: Packed) -> Quantised:
+        scales, biases = mx.array(found.scales), None
+        compute = mx.float32 if on_cpu() else self.dtype
+        if found.biases is not None:
+            biases = mx.array(found.biases)
+            if isinstance(tensor.encoding, AffineGroups) and tensor.encoding.scale_format is BF16:
+                scales, biases = scales.view(mx.bfloat16), biases.view(mx.bfloat16)
+            if scales.dtype != compute:  # float32 holds every scale that there is, bfloat16 only its own
+                compute = mx.float32
+                scales, biases = _now(scales.astype(compute)), _now(biases.astype(compute))
+        return Quantised(mx.array(found.weight), scales, biases, found.group_size, found.bits, found.mode, compute)
+
+    def _floats(self, tensor: Tensor) -> mx.array:
+        """Floats in the narrower of bfloat16 and float32 that holds them all exactly; float32 in float32 mode."""
+        if tensor.encoding is BF16:
+            codes = np.ascontiguousarray(tensor.parts["values"]).reshape(tensor.shape)
+            return _now(mx.array(codes).view(mx.bfloat16).astype(self.dtype))
+        values = tensor.decode()
+        narrow = self.dtype == mx.bfloat16 and not (values.view(np.uint32) & 0xFFFF).any()
+        if tensor.encoding is not F32:
+            what = f"{tensor.encoding.name} decoded to {'bfloat16' if narrow else 'float32'}"
+            self.held[what] = self.held.get(what, 0) + 1
+        return _now(mx.array(values).astype(mx.bfloat16 if narrow else mx.float32))
+
+
+def _now(array: mx.array) -> mx.array:
+    """The array, computed: what it is made from need not be kept."""
+    mx.eval(array)
+    return array
+
+
+def _layer(config: Config, cast: _Cast, prefix: str) -> Layer:
+    attention, mlp = f"{prefix}.self_attn", f"{prefix}.mlp"
+    sparse = isinstance(config, GptOssConfig)
+    feed_forward = f"{mlp}.experts" if sparse else mlp
+    return Layer(
+        attn_norm=cast.vector(f"{prefix}.input_layernorm.weight"),
+        q=cast.linear(f"{attention}.q_proj"),
+        k=cast.linear(f"{attention}.k_proj"),
+        v=cast.linear(f"{attention}.v_proj"),
+        o=cast.linear(f"{attention}.o_proj"),
+        sinks=cast.vector(f"{attention}.sinks").astype(cast.dtype) if sparse else None,
+        mlp_norm=cast.vector(f"{prefix}.post_attention_layernorm.weight"),
+        router=cast.linear(f"{mlp}.router") if sparse else None,
+        gate=cast.linear(f"{feed_forward}.gate_proj"),
+        up=cast.linear(f"{feed_forward}.up_proj"),
+        down=cast.linear(f"{feed_forward}.down_proj"),
+    )
