@@ -1,0 +1,1 @@
+"""Record what every tensor should be, and check a backend against it."""

@@ -1,0 +1,63 @@
+"""Backends: whatever turns tokens into taps. Each module here adapts one; they are imported when asked for."""
+
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Protocol
+
+import numpy as np
+
+from assay.golden.errors import GoldenError
+from assay.loaders.checkpoint import Checkpoint
+
+Progress = Callable[[str], None] | None
+
+
+class Backend(Protocol):
+    """An engine with a checkpoint loaded."""
+
+    name: str
+    profile: str  # a key of assay.golden.noise.PROFILES: how it computes by design
+    versions: dict[str, str]
+
+    def run(
+        self, tokens: list[int], chunks: list[int], names: Collection[str], progress: Progress = None
+    ) -> Mapping[str, np.ndarray]:
+        """The named taps of the tokens, fed in chunks of the given lengths; those it does not expose are absent.
+
+        `progress` is called with the name of each tap as it is computed.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class _Known:
+    module: str
+    modes: tuple[str, ...]  # the first is the default
+    install: str = ""
+
+
+KNOWN = {
+    "reference": _Known("assay.golden.backends.reference", ("float64", "float32")),
+    "cpu": _Known("assay.golden.backends.cpu", ("exact", "q8")),
+    "metal": _Known("assay.golden.backends.metal", ("float32", "bfloat16"), "pip install 'assay[metal]'"),
+    "mlx-lm": _Known("assay.golden.backends.mlx_lm", ("float32", "bfloat16"), "pip install 'assay[peers]'"),
+    "transformers": _Known("assay.golden.backends.hf", ("float32", "bfloat16"), "pip install 'assay[peers]'"),
+    "llama.cpp": _Known("assay.golden.backends.llamacpp", ("default", "float32"), "pip install 'assay[peers]'"),
+}
+
+
+def open_backend(name: str, checkpoint: Checkpoint, mode: str | None = None) -> Backend:
+    """Load a checkpoint into a backend; GoldenError for an unknown backend or mode, or one not installed."""
+    if name not in KNOWN:
+        raise GoldenError(f"unknown backend {name!r}", expected=", ".join(KNOWN))
+    known = KNOWN[name]
+    if mode is not None and mode not in known.modes:
+        raise GoldenError(f"backend {name!r} has no mode {mode!r}", expected=", ".join(known.modes))
+    try:
+        opener: Callable[[Checkpoint, str], Backend] = import_module(known.module).open_backend
+    except ModuleNotFoundError as error:
+        raise GoldenError(
+            f"backend {name!r} needs the package {error.name!r}", remedy=known.install or "install it"
+        ) from error
+    return opener(checkpoint, mode or known.modes[0])

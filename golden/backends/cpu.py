@@ -1,0 +1,33 @@
+"""The Numba path as a backend."""
+
+from collections.abc import Collection, Mapping
+
+import numba
+import numpy as np
+
+from assay.fast.cpu.engine import CpuModel
+from assay.golden.backends import Progress
+from assay.golden.backends.engines import run_engine
+from assay.loaders.checkpoint import Checkpoint
+
+
+class CpuBackend:
+    """`assay.fast.cpu` over a checkpoint's weights.
+
+    Mode `exact` computes in float32 throughout; `q8` rounds the inputs of products with quantised weights to int8.
+    """
+
+    name = "cpu"
+
+    def __init__(self, checkpoint: Checkpoint, mode: str):
+        self.versions = {"numba": numba.__version__, "numpy": np.__version__}
+        self.profile = {"exact": "float32", "q8": "q8"}[mode]
+        self.model = CpuModel(checkpoint.config, checkpoint.tensors, mode=mode)
+
+    def run(
+        self, tokens: list[int], chunks: list[int], names: Collection[str], progress: Progress = None
+    ) -> Mapping[str, np.ndarray]:
+        return run_engine(self.model, tokens, chunks, names, progress)
+
+
+open_backend = CpuBackend

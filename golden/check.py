@@ -1,0 +1,315 @@
+"""The check: is each of a backend's taps what the oracle computes from the backend's own earlier taps?"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from assay.golden.backends import Progress
+from assay.golden.deviations import Deviations
+from assay.golden.diagnose import Diagnosis
+from assay.golden.errors import GoldenError
+from assay.golden.forced import forced_pass, noisy_pass
+from assay.golden.measure import ALLOWANCE, Comparison, compare, logit_view, relative
+from assay.golden.mistakes.replay import Run
+from assay.golden.noise import PROFILES, Profile
+from assay.golden.record import validated_tokens
+from assay.golden.routing import compare_ids, routing_view
+from assay.golden.store import Golden
+from assay.golden.structure import describe
+from assay.loaders.checkpoint import Checkpoint
+from assay.reference.taps import TapSpec, tap_shape, tap_table
+
+END_TO_END_ALLOWANCE = 100.0  # multiples of the unit roundoff, where only the golden is at hand
+
+
+@dataclass
+class TapResult:
+    """One row of the report; errors are relative, None where they cannot be known."""
+
+    tap: str
+    local_error: float | None
+    inherited_error: float | None
+    noise: float | None
+    ratio: float | None
+    verdict: str
+    worst: dict[str, Any] | None
+    worst_position: int | None = None
+    nonfinite: int = 0
+
+
+@dataclass
+class Report:
+    """What a check found; `as_json` is the documented form (architecture.md, command line)."""
+
+    verdict: str
+    scope: str  # "forced": local errors; "end-to-end": golden alone
+    backend: str
+    profile: str
+    taps: list[TapResult]
+    not_supplied: list[str]
+    logits: dict[str, float] | None
+    routing: dict[str, Any] | None
+    structure: dict[str, Any] | None = None
+    cause: dict[str, Any] | None = None
+    deviations: list[dict[str, Any]] = field(default_factory=list)
+    reason: str | None = None
+
+    @property
+    def first_divergence(self) -> TapResult | None:
+        """The first tap, in the order of computation, that is out of its allowance."""
+        return next((result for result in self.taps if result.verdict == "diverges"), None)
+
+    def as_json(self) -> dict[str, Any]:
+        """A JSON object; numbers that are not finite become null."""
+        first = self.first_divergence
+        keys = ("tap", "local_error", "inherited_error", "noise", "ratio", "worst_position", "worst")
+        report = {
+            "verdict": self.verdict,
+            "reason": self.reason,
+            "scope": self.scope,
+            "backend": self.backend,
+            "profile": self.profile,
+            "allowance": ALLOWANCE if self.scope == "forced" else END_TO_END_ALLOWANCE,
+            "first_divergence": None if first is None else {key: getattr(first, key) for key in keys},
+            "cause": self.cause,
+            "structure": self.structure,
+            "deviations": self.deviations,
+            "logits": self.logits,
+            "routing": self.routing,
+            "taps": [vars(result) for result in self.taps],
+            "not_supplied": self.not_supplied,
+        }
+        return _finite(report)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not np.isfinite(value) else value
+
+
+def check(
+    golden: Golden,
+    checkpoint: Checkpoint | None,
+    taps: Mapping[str, np.ndarray],
+    backend: str,
+    profile: Profile,
+    progress: Progress = None,
+    *,
+    strict: bool = False,
+) -> Report:
+    """Check a backend's taps against a golden: tap by tap with the checkpoint, end to end without.
+
+    The profile's known deviations are accepted and listed, unless `strict`.
+
+    Raises GoldenError if the golden is of another checkpoint, or a tap has a shape that cannot be its own.
+    """
+    if checkpoint is None:
+        return _check_end_to_end(golden, taps, backend, profile)
+    require_same_checkpoint(golden, checkpoint)
+    table = tap_table(checkpoint.config)
+    taps = {name: _fitting(name, table[name], taps[name], golden, checkpoint) for name in table if name in taps}
+    if not taps:
+        return _incomparable(golden, backend, profile, "the backend supplied none of the taps of this model")
+    tokens, chunks = golden.provenance.tokens, golden.provenance.chunks
+    names = {*taps, *(name for name in table if name.endswith("router_logits"))}
+    expected = forced_pass(checkpoint, tokens, chunks, taps, names, progress=progress)
+    noisy = _as_noisy_as(
+        profile, expected, noisy_pass(checkpoint, tokens, chunks, taps, expected, _noise_of(profile), progress)
+    )
+    diagnosis = Diagnosis(Run(checkpoint, tokens, chunks, taps), expected, noisy, profile)
+    deviations = Deviations(diagnosis, () if strict else profile.deviations)
+    results: list[TapResult] = []
+    first: tuple[str, Comparison] | None = None
+    for name, spec in table.items():
+        if name not in taps:
+            continue
+        if spec.integer:
+            logits_name = name.replace("expert_ids", "router_logits")
+            handed_on = taps.get(logits_name, expected[logits_name])
+            spread = 0.0 if logits_name in taps else float(np.std(noisy[logits_name] - expected[logits_name]))
+            found = compare_ids(expected[name], taps[name], handed_on, spread)
+        else:
+            T_axis = spec.axes.index("T")
+            found = compare(expected[name], taps[name], noisy[name], T_axis, profile.unit_roundoff)
+        left = None if found.allowed else deviations.explain(name)
+        if first is None and not found.allowed and left is None:
+            first = name, found
+        verdict = "match" if found.allowed else "diverges" if left is None else "known-deviation"
+        results.append(_result(name, found, _inherited(name, spec, expected, golden, taps), verdict))
+    structure = cause = None
+    if first is not None:
+        cause = diagnosis.cause(*first)
+        structure = _structure_of(first[0], table, expected, taps, noisy)
+    return Report(
+        verdict="diverges" if first else "known-deviation" if deviations.seen else "match",
+        scope="forced",
+        backend=backend,
+        profile=profile.name,
+        taps=results,
+        not_supplied=[name for name in table if name not in taps and not table[name].heavy],
+        logits=_logits(golden, taps),
+        routing=routing_view(golden.taps, taps),
+        structure=structure,
+        cause=cause,
+        deviations=deviations.listed(),
+    )
+
+
+def _structure_of(
+    name: str,
+    table: Mapping[str, TapSpec],
+    expected: Mapping[str, np.ndarray],
+    taps: Mapping[str, np.ndarray],
+    noisy: Mapping[str, np.ndarray],
+) -> dict[str, Any] | None:
+    """What the error of a tap looks like; choices of experts have no structure of this kind."""
+    if table[name].integer:
+        return None
+    return describe(expected[name], taps[name], noisy[name], table[name].axes)
+
+
+def _noise_of(profile: Profile) -> Profile:
+    """The profile whose pass shows this one's noise: float64 has nothing above it to be compared with."""
+    return PROFILES["float32"] if profile.name == "float64" else profile
+
+
+def _as_noisy_as(
+    profile: Profile, expected: dict[str, np.ndarray], noisy: dict[str, np.ndarray]
+) -> dict[str, np.ndarray]:
+    """The noisy pass itself; for float64 the float32 one, its noise made smaller by the ratio of their roundoffs."""
+    if profile.name != "float64":
+        return noisy
+    smaller = profile.unit_roundoff / _noise_of(profile).unit_roundoff
+    return {name: expected[name] + smaller * (noisy[name] - expected[name]) for name in noisy}
+
+
+def _result(name: str, found: Comparison, inherited: float | None, verdict: str) -> TapResult:
+    return TapResult(
+        tap=name,
+        local_error=found.local_error,
+        inherited_error=inherited,
+        noise=found.noise,
+        ratio=found.ratio,
+        verdict=verdict,
+        worst=found.worst,
+        worst_position=found.worst_position,
+        nonfinite=found.nonfinite,
+    )
+
+
+def _inherited(
+    name: str, spec: TapSpec, expected: Mapping[str, np.ndarray], golden: Golden, taps: Mapping[str, np.ndarray]
+) -> float | None:
+    """How far a faultless step from the backend's inputs already is from the golden.
+
+    Rows of experts are compared for the tokens that chose the same ones in the same order.
+    """
+    if name not in golden.taps or spec.integer:
+        return None
+    ours, theirs = expected[name], np.asarray(golden.taps[name])
+    if "A" in spec.axes:
+        ids = f"{name.rsplit('.', 1)[0]}.expert_ids"
+        if ids not in golden.taps or ids not in taps:
+            return None
+        same_T = np.all(golden.taps[ids] == taps[ids], axis=1)
+        ours, theirs = ours[same_T], theirs[same_T]
+    return relative(ours - theirs, theirs)
+
+
+def _check_end_to_end(golden: Golden, taps: Mapping[str, np.ndarray], backend: str, profile: Profile) -> Report:
+    """Compare with the golden's own values: without the checkpoint, what is local and what inherited is unknown."""
+    shared = [name for name in golden.taps if name in taps]
+    if not shared:
+        return _incomparable(golden, backend, profile, "the golden and the backend have no tap in common")
+    results = []
+    for name in shared:
+        ours, theirs = golden.taps[name], np.asarray(taps[name])
+        if np.issubdtype(ours.dtype, np.integer):
+            continue  # expert ids: a choice may legally differ here, see `routing`
+        _require_numbers(name, theirs)
+        if ours.shape != theirs.shape:
+            raise GoldenError(f"tap {name!r} has the wrong shape", expected=list(ours.shape), got=list(theirs.shape))
+        error, noise = relative(theirs.astype(np.float64) - ours, ours), profile.unit_roundoff
+        nonfinite = int(theirs.size - np.count_nonzero(np.isfinite(theirs)))
+        good = nonfinite == 0 and error <= END_TO_END_ALLOWANCE * noise
+        verdict = "match" if good else "diverges"
+        results.append(TapResult(name, None, error, noise, error / noise, verdict, None, None, nonfinite))
+    return Report(
+        verdict="diverges" if any(r.verdict == "diverges" for r in results) else "match",
+        scope="end-to-end",
+        backend=backend,
+        profile=profile.name,
+        taps=results,
+        not_supplied=[name for name in golden.taps if name not in taps],
+        logits=_logits(golden, taps),
+        routing=routing_view(golden.taps, taps),
+        reason="no checkpoint at hand: errors are end to end, and local and inherited error cannot be told apart",
+    )
+
+
+def _incomparable(golden: Golden, backend: str, profile: Profile, reason: str) -> Report:
+    return Report("incomparable", "forced", backend, profile.name, [], list(golden.taps), None, None, reason=reason)
+
+
+def incomparable_tokens(golden: Golden, tokens: list[int], backend: str, profile: Profile) -> Report | None:
+    """A report if a backend ran other tokens than the golden's: nothing numeric means anything then."""
+    ours = golden.provenance.tokens
+    if tokens == ours:
+        return None
+    at = next((i for i, (a, b) in enumerate(zip(ours, tokens, strict=False)) if a != b), min(len(ours), len(tokens)))
+    reason = (
+        f"the backend ran other tokens: {len(ours)} in the golden, {len(tokens)} in the dump, first difference at "
+        f"position {at} (golden {ours[at : at + 4]}, dump {tokens[at : at + 4]})"
+    )
+    return _incomparable(golden, backend, profile, reason)
+
+
+def require_same_checkpoint(golden: Golden, checkpoint: Checkpoint) -> None:
+    """Refuse a golden that was recorded from another config or other weights."""
+    for what in ("config", "weights"):
+        ours, theirs = getattr(golden.provenance, f"{what}_sha256"), getattr(checkpoint, f"{what}_sha256")
+        if ours != theirs:
+            raise GoldenError(
+                f"the golden was recorded from another checkpoint: its {what} differ",
+                where=golden.path,
+                expected=f"{what} sha256 {ours}",
+                got=f"{theirs} ({checkpoint.path})",
+                remedy="give the golden's own checkpoint with --model, or record a new golden",
+            )
+    validated_tokens(golden.provenance.tokens, checkpoint.config)
+
+
+def _fitting(name: str, spec: TapSpec, array: np.ndarray, golden: Golden, checkpoint: Checkpoint) -> np.ndarray:
+    """A supplied tap in the tap's own shape: a batch axis of one dropped, heads split where they were joined."""
+    _require_numbers(name, array)
+    T = len(golden.provenance.tokens)
+    wanted = tap_shape(spec, checkpoint.config, T, T)
+    T_first = spec.axes[0] == "T"
+    if array.shape[:1] == (1,) and array.ndim > 1 and T > 1:
+        array = array[0]
+    if array.size != np.prod(wanted) or (T_first and array.shape[0] != T):
+        raise GoldenError(f"tap {name!r} has the wrong shape", expected=list(wanted), got=list(array.shape))
+    array = array.reshape(wanted)
+    if spec.integer:
+        N = checkpoint.config.dims["N"]
+        if not np.all(np.isin(array, np.arange(N))):
+            raise GoldenError(f"tap {name!r} holds something else than expert ids", expected=f"integers 0 to {N - 1}")
+        return array.astype(np.int64)
+    return array
+
+
+def _require_numbers(name: str, array: np.ndarray) -> None:
+    if array.dtype.kind not in "fiub":
+        raise GoldenError(f"tap {name!r} does not hold real numbers", expected="real numbers", got=array.dtype)
+
+
+def _logits(golden: Golden, taps: Mapping[str, np.ndarray]) -> dict[str, float] | None:
+    if "logits" not in golden.taps or "logits" not in taps:
+        return None
+    theirs = np.asarray(taps["logits"])
+    return logit_view(golden.taps["logits"], theirs.reshape(golden.taps["logits"].shape))

@@ -1,0 +1,276 @@
+"""The cause of a divergence: which known mistake, made by the oracle on the same inputs, has the backend's values?"""
+
+import itertools
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from assay.golden.measure import ALLOWANCE, Comparison, compare, relative
+from assay.golden.mistakes import CATALOGUE
+from assay.golden.mistakes.mistake import Mistake
+from assay.golden.mistakes.recipe import Recipe
+from assay.golden.mistakes.replay import Replay, Run
+from assay.golden.noise import PROFILES, Profile
+from assay.reference.taps import tap_table
+
+Array = np.ndarray
+Mistakes = tuple[Mistake, ...]
+
+FALLS_TO = 0.5  # of the error: a cause must take away at least this much of it, at its worst position too
+PAIRS = 60  # tried at most, when no single mistake explains the error
+LAYERS = 6  # looked at, evenly spread, to see whether a mistake explains the other layers too
+SECONDS = 120.0  # after so long no further mistake is tried
+FORGIVEN = 0.01  # share of values that a mistake which rounds may round to the other neighbour
+KEPT = 8  # values of taps kept for another look
+SAME = 1e-9  # relative difference under which a mistake changes nothing here
+NEARLY_TIED = 2.0  # residuals within this factor of each other do not tell two mistakes apart
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """Mistakes made together, what they leave of the error, and in how many other places they explain it."""
+
+    mistakes: Mistakes
+    found: Comparison
+    residual: float  # relative to the oracle's own value, as the error before
+    explained: int = 0
+    of: int = 0
+
+    @property
+    def share(self) -> float:
+        return self.explained / max(self.of, 1)
+
+    @property
+    def id(self) -> str:
+        return " + ".join(mistake.id for mistake in self.mistakes)
+
+
+class Diagnosis:
+    """The taps of one run, judged against the oracle with mistakes in it.
+
+    `expected` and `noisy` are what the check's two forced passes computed for each supplied tap.
+    """
+
+    def __init__(self, run: Run, expected: Mapping[str, Array], noisy: Mapping[str, Array], profile: Profile):
+        self.run, self.expected, self.noisy, self.profile = run, expected, noisy, profile
+        self.table = tap_table(run.checkpoint.config)
+        self._values: dict[tuple[str, str, str], Array] = {}
+        self.acting = [mistake for mistake in CATALOGUE.values() if mistake.acts(run.checkpoint)]
+
+    def value(self, mistakes: Mistakes, name: str, profile: Profile = PROFILES["float64"]) -> Array:
+        """A tap by the oracle with these mistakes."""
+        key = "+".join(mistake.id for mistake in mistakes), name, profile.name
+        if key not in self._values:
+            if len(self._values) >= KEPT:
+                self._values.clear()
+            with np.errstate(all="ignore"):  # a mistake may well divide by zero
+                self._values[key] = Replay(self.run, together(mistakes), profile).value(name)
+        return self._values[key]
+
+    def judge(self, mistakes: Mistakes, name: str) -> Comparison | None:
+        """The backend's tap against the oracle with these mistakes; None if they change nothing here."""
+        expected, got = self.expected[name], np.asarray(self.run.taps[name])
+        value = self.value(mistakes, name)
+        if relative(value - expected, expected) <= SAME and np.array_equal(np.isfinite(value), np.isfinite(expected)):
+            return None
+        return self._compared(mistakes, name, value, got)
+
+    def _compared(self, mistakes: Mistakes, name: str, value: Array, got: Array) -> Comparison:
+        if self.table[name].integer:
+            return _compared_sets(value, got)
+        noise = self._noise(mistakes, name, value)
+        equally_lost = ~np.isfinite(value) & ~np.isfinite(got)
+        value, got = np.where(equally_lost, 0, value), np.where(equally_lost, 0, got)
+        value = np.where(np.isfinite(value), value, 0)
+        grain = max(mistake.grain for mistake in mistakes)
+        if grain:
+            value = _rounded_either_way(value, got, grain)
+        noisy = value + np.where(np.isfinite(noise), noise, 0)
+        return compare(value, got, noisy, self.table[name].axes.index("T"), self.profile.unit_roundoff)
+
+    def _noise(self, mistakes: Mistakes, name: str, value: Array) -> Array:
+        """The profile's noise on this step: of the step with the mistakes in it, or the check's, if that is larger."""
+        expected = self.expected[name]
+        finite = np.where(np.isfinite(value), value, 0)
+        checked = (self.noisy[name] - expected) * (_norm(finite) / max(_norm(expected), 1e-100))
+        if any(mistake.grain for mistake in mistakes):
+            return checked
+        profile = self.profile
+        if profile.name == "float64":
+            rough = PROFILES["float32"]
+            own = (self.value(mistakes, name, rough) - value) * (profile.unit_roundoff / rough.unit_roundoff)
+        else:
+            own = self.value(mistakes, name, profile) - value
+        return own if _norm(np.where(np.isfinite(own), own, 0)) > _norm(checked) else checked
+
+    def cause(self, name: str, before: Comparison) -> dict[str, Any] | None:
+        """The mistake, or the pair of them, that explains the error of a tap; None if none in the catalogue does."""
+        spanned = self._spanned(name)
+        started = time.monotonic()
+        tried = 0
+        explaining: list[Candidate] = []
+        failing: list[Candidate] = []
+        singles = [(mistake,) for mistake in self.acting if spanned & set(mistake.taps)]
+        for mistakes in singles:
+            if time.monotonic() - started > SECONDS:
+                break
+            tried += 1
+            candidate = self._candidate(mistakes, name)
+            if candidate is None:
+                continue
+            (explaining if self._explains(candidate, name, before) else failing).append(candidate)
+        if not explaining:
+            for pair in self._pairs(failing):
+                if time.monotonic() - started > SECONDS:
+                    break
+                tried += 1
+                candidate = self._candidate(pair, name) if self._promises(pair, name, before) else None
+                if candidate is not None and self._explains(candidate, name, before):
+                    explaining.append(candidate)
+        if not explaining:
+            return None
+        ranked = self._ranked(explaining, name)
+        others = sorted(failing, key=lambda candidate: candidate.residual)
+        return self._described(ranked, others, before, tried)
+
+    def _spanned(self, name: str) -> set[str]:
+        """The kinds of tap whose steps lie between the backend's taps and this one, itself included."""
+        replay = Replay(self.run, lambda recipe: recipe, PROFILES["float32"])
+        with np.errstate(all="ignore"):
+            replay.value(name)
+        return {computed.rsplit(".", 1)[-1] for computed in replay.computed}
+
+    def _candidate(self, mistakes: Mistakes, name: str) -> Candidate | None:
+        found = self.judge(mistakes, name)
+        return None if found is None else Candidate(mistakes, found, self._residual(mistakes, found, name))
+
+    def _residual(self, mistakes: Mistakes, found: Comparison, name: str) -> float:
+        """The error left, relative to the oracle's own value."""
+        if self.table[name].integer:
+            return found.local_error
+        finite = self.value(mistakes, name)
+        finite = np.where(np.isfinite(finite), finite, 0)
+        return found.local_error * _norm(finite) / max(_norm(self.expected[name]), 1e-100)
+
+    def _explains(self, candidate: Candidate, name: str, before: Comparison) -> bool:
+        """Within the allowance, and by what it takes away, not by a noise that would cover anything."""
+        after = candidate.found
+        if not after.allowed:
+            return False
+        if before.nonfinite or self.table[name].integer:
+            return True
+        # the ratio may fall for a larger noise: the error itself must fall too, where it was worst
+        return after.ratio <= FALLS_TO * before.ratio and self._row_falls(candidate.mistakes, name, before)
+
+    def _row_falls(self, mistakes: Mistakes, name: str, before: Comparison) -> bool:
+        axis, t = self.table[name].axes.index("T"), before.worst_position
+        rows = [np.take(array, t, axis) for array in (self.value(mistakes, name), self.expected[name])]
+        got = np.take(np.asarray(self.run.taps[name]), t, axis)
+        return _norm(got - rows[0]) <= FALLS_TO * _norm(got - rows[1])
+
+    def _promises(self, mistakes: Mistakes, name: str, before: Comparison) -> bool:
+        """Whether a pair takes away enough of the error to be worth measuring its noise."""
+        if self.table[name].integer:
+            return True
+        try:
+            value = self.value(mistakes, name)
+        except (AssertionError, AttributeError, TypeError, ValueError):
+            return False  # the first of the pair took away what the second is about, as no scaling its ramp
+        left = np.asarray(self.run.taps[name]) - value
+        return relative(left, self.expected[name]) <= FALLS_TO * max(before.local_error, self.profile.unit_roundoff)
+
+    def _pairs(self, candidates: Sequence[Candidate]) -> Iterable[Mistakes]:
+        """Pairs of mistakes that each change this tap, those first that leave least alone."""
+        ordered = sorted(candidates, key=lambda candidate: candidate.residual)
+        pairs = ((a.mistakes[0], b.mistakes[0]) for a, b in itertools.combinations(ordered, 2))
+        return itertools.islice(pairs, PAIRS)
+
+    def _ranked(self, candidates: Sequence[Candidate], name: str) -> list[Candidate]:
+        """By the share of other places that a candidate explains too, then by what is left of the error."""
+        # places are those of all candidates: a mistake in q alone must also answer for a k that another one explains
+        kinds = {_kind(name), *(kind for c in candidates for mistake in c.mistakes for kind in mistake.taps)}
+        places = _spread([place for place in self.run.taps if _kind(place) in kinds and place in self.expected], name)
+        checked = [self._with_other_places(candidate, places) for candidate in candidates]
+        return sorted(checked, key=lambda candidate: (-candidate.share, candidate.found.ratio))
+
+    def _with_other_places(self, candidate: Candidate, places: Sequence[str]) -> Candidate:
+        """How many of these taps are what the mistakes make of them."""
+        explained = 0
+        for place in places:
+            value, got = self.value(candidate.mistakes, place), np.asarray(self.run.taps[place])
+            explained += self._compared(candidate.mistakes, place, value, got).allowed
+        return replace(candidate, explained=explained, of=len(places))
+
+    def _described(
+        self, ranked: list[Candidate], others: list[Candidate], before: Comparison, tried: int
+    ) -> dict[str, Any]:
+        best, *rest = ranked
+        tied = [c for c in rest if c.share == best.share and c.found.ratio <= NEARLY_TIED * max(best.found.ratio, 1)]
+        runner_up = next(iter([*rest, *others]), None)
+        return {
+            "id": best.id,
+            "title": " and ".join(mistake.title for mistake in best.mistakes),
+            "explanation": " ".join(mistake.explanation for mistake in best.mistakes),
+            "residual_before": before.local_error,
+            "residual_after": best.residual,
+            "ratio_before": before.ratio,
+            "ratio_after": best.found.ratio,
+            "explained": {"taps": best.explained, "of": best.of},
+            "ambiguous_with": [candidate.id for candidate in tied],
+            "runner_up": None if runner_up is None else {"id": runner_up.id, "residual_after": runner_up.residual},
+            "advice": " ".join(mistake.advice for mistake in best.mistakes),
+            "sources": [source for mistake in best.mistakes for source in mistake.sources],
+            "tried": tried,
+        }
+
+
+def together(mistakes: Mistakes) -> Any:
+    """All of these mistakes, made one after the other."""
+
+    def variant(recipe: Recipe) -> Recipe:
+        for mistake in mistakes:
+            recipe = mistake.variant(recipe)
+        return recipe
+
+    return variant
+
+
+def _compared_sets(expected_TA: Array, got_TA: Array) -> Comparison:
+    """Choices of experts as sets: explained if all but one in fifty are the mistake's."""
+    differs_T = np.any(np.sort(expected_TA, axis=1) != np.sort(got_TA, axis=1), axis=1)
+    share, t = float(differs_T.mean()), int(differs_T.argmax())
+    worst = {"index": [t], "expected": expected_TA[t].tolist(), "got": got_TA[t].tolist()}
+    ratio = share * 50 * ALLOWANCE
+    return Comparison(share, 1 / (50 * ALLOWANCE), ratio, worst, t, 0)
+
+
+def _rounded_either_way(value: Array, got: Array, grain: float) -> Array:
+    """The value with a few elements moved to the backend's where they are one rounding step away.
+
+    What float32 makes of a number halfway between two coarser ones may be on the other side of it.
+    """
+    off = np.abs(got - value)
+    scale = np.abs(value).max(initial=0.0)
+    moved = (off > 1e-5 * scale) & (off <= 4 * grain * np.maximum(np.abs(value), 1e-3 * scale))
+    return np.where(moved, got, value) if moved.mean() <= FORGIVEN else value
+
+
+def _spread(places: Sequence[str], first: str) -> list[str]:
+    """At most LAYERS of each kind of tap, the first one's own among them."""
+    kept: list[str] = []
+    for _, group in itertools.groupby(sorted(places, key=_kind), key=_kind):
+        members = sorted(group, key=places.index)
+        step = max(1, -(-len(members) // LAYERS))
+        kept += [place for place in members[::step] if place != first]
+    return [first, *kept]
+
+
+def _kind(name: str) -> str:
+    return name.rsplit(".", 1)[-1]
+
+
+def _norm(array: Array) -> float:
+    return float(np.linalg.norm(array.ravel()))

@@ -1,0 +1,88 @@
+"""The forced pass: each tap computed by the oracle from the backend's own previous taps."""
+
+from collections.abc import Collection, Mapping
+
+import numpy as np
+
+import assay.reference as reference
+from assay.golden.backends import Progress
+from assay.golden.noise import PROFILES, Profile
+from assay.loaders.checkpoint import Checkpoint
+from assay.reference.config import GptOssConfig
+from assay.reference.taps import Recorder, tap_table
+
+ROUNDOFF = 2.0**-23  # a factor of 1 + less than half of it would be rounded away
+ENOUGH = 32  # values of a position from which its noise is an average and not one accident
+
+
+def forced_pass(
+    checkpoint: Checkpoint,
+    tokens: list[int],
+    chunks: list[int],
+    backend: Mapping[str, np.ndarray],
+    names: Collection[str],
+    profile: Profile = PROFILES["float64"],
+    progress: Progress = None,
+    jitter: np.random.Generator | None = None,
+) -> dict[str, np.ndarray]:
+    """What the oracle computes for each named tap when every earlier tap has the backend's value.
+
+    Taps that the backend lacks keep the oracle's own value (rounded to the profile), and the next one that
+    it has spans them. Values that are not finite are not handed on either: everything after would be lost.
+    With `jitter` all that is handed on is off by up to a float32 roundoff, so that sums round in another way.
+    """
+    table = tap_table(checkpoint.config)
+    emulation = profile.emulation(checkpoint.model(profile.compute))
+    recorder = Recorder(checkpoint.config, names, progress)
+    cache, start = reference.KVCache(), 0
+    for T in chunks:
+        emulation.begin(start, T)
+
+        def tap(name: str, array: np.ndarray, start: int = start, T: int = T) -> np.ndarray:
+            array = profile.round(name, emulation.computed(name, array))
+            recorder(name, array)
+            if name not in backend:
+                return emulation.handed_on(name, array)
+            theirs = backend[name]
+            axis = table[name].axes.index("T")
+            theirs = np.take(theirs, np.arange(start, start + T), axis=axis)
+            if table[name].heavy:
+                theirs = theirs[..., : start + T]
+            finite = np.where(np.isfinite(theirs), theirs, array).astype(array.dtype, copy=False)
+            if jitter is not None and finite.dtype == np.float32:
+                finite = finite * (1 + jitter.uniform(-ROUNDOFF, ROUNDOFF, finite.shape)).astype(np.float32)
+            return emulation.handed_on(name, finite)
+
+        reference.forward(emulation.model, np.array(tokens[start : start + T]), cache=cache, tap=tap)
+        start += T
+    return recorder.values
+
+
+def noisy_pass(
+    checkpoint: Checkpoint,
+    tokens: list[int],
+    chunks: list[int],
+    backend: Mapping[str, np.ndarray],
+    expected: Mapping[str, np.ndarray],
+    profile: Profile,
+    progress: Progress = None,
+) -> dict[str, np.ndarray]:
+    """The forced pass as a profile computes it, its distance from `expected` being its typical noise.
+
+    Few tokens with few experts each leave too few values to judge by: the distance then is the root mean
+    square over several seeds of jitter.
+    """
+    passes = [forced_pass(checkpoint, tokens, chunks, backend, expected, profile, progress)]
+    config = checkpoint.config
+    few = len(tokens) * (config.num_experts_per_tok if isinstance(config, GptOssConfig) else ENOUGH)
+    for seed in range(1, min(16, -(-ENOUGH // few))):
+        jitter = np.random.default_rng(seed)
+        passes.append(forced_pass(checkpoint, tokens, chunks, backend, expected, profile, jitter=jitter))
+    if len(passes) == 1:
+        return passes[0]
+    noise = {name: _root_mean_square([p[name] - value for p in passes]) for name, value in expected.items()}
+    return {name: value + noise[name] for name, value in expected.items()}
+
+
+def _root_mean_square(arrays: list[np.ndarray]) -> np.ndarray:
+    return np.sqrt(np.mean(np.square(arrays), axis=0))

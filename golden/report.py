@@ -1,0 +1,163 @@
+"""The report of a check in the terminal."""
+
+from collections.abc import Iterable
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from assay.golden.check import Report, TapResult
+from assay.golden.measure import ALLOWANCE
+
+VERDICT_STYLE = {
+    "match": "bold green",
+    "diverges": "bold red",
+    "incomparable": "bold yellow",
+    "known-deviation": "bold green",
+}
+
+
+def print_report(report: Report, console: Console) -> None:
+    """Verdict, first divergence with its evidence, a table of taps, end-to-end figures."""
+    print_verdict(report, console)
+    if report.verdict == "incomparable":
+        return
+    print_taps(report, console)
+    print_end_to_end(report, console)
+
+
+def print_verdict(report: Report, console: Console) -> None:
+    """The verdict; if it diverges, where first, by how much, and what the error looks like."""
+    style = VERDICT_STYLE[report.verdict]
+    console.print(f"[{style}]{report.verdict}[/]  {escape(report.backend)}, judged by the noise of {report.profile}")
+    if report.reason:
+        console.print(escape(report.reason))
+    for deviation in report.deviations:
+        console.print(
+            f"  by design: {escape(deviation['title'])} ({deviation['id']}), first at {deviation['first']}, "
+            f"KL {deviation['kl_nats']:.2g} nats, most likely token changed at {deviation['top1_changes']} of "
+            f"{deviation['of']} positions"
+        )
+    if report.first_divergence is not None:
+        _print_divergence(report, report.first_divergence, console)
+
+
+def print_taps(report: Report, console: Console) -> None:
+    """The table of taps and how to read it."""
+    console.print(_table(report))
+    if report.scope == "forced":
+        console.print(
+            f"[dim]each row shows its worst layer; local: the error of this step alone, from the backend's own inputs; "
+            f"inherited: what it brought along; allowed: {ALLOWANCE:g} x noise[/]"
+        )
+
+
+def print_end_to_end(report: Report, console: Console) -> None:
+    """What the differences do to the predictions, and what was not looked at."""
+    if report.logits:
+        logits = report.logits
+        console.print(
+            f"end to end: KL {logits['kl_nats']:.3g} nats, same most likely token at "
+            f"{100 * logits['top1_agreement']:.1f} % of positions, regret {logits['regret_nats']:.3g} nats"
+        )
+    if report.routing:
+        routing = report.routing
+        console.print(
+            f"routing: {routing['flips']} of {routing['choices']} choices of experts differ from the golden's"
+            + (f", largest margin {routing['largest_margin']:.3g}" if routing["flips"] else "")
+        )
+    if report.not_supplied:
+        console.print(f"[dim]not supplied, spanned by the next tap: {_shortened(report.not_supplied)}[/]")
+
+
+def _print_divergence(report: Report, first: TapResult, console: Console) -> None:
+    console.print(f"[bold]first divergence: {first.tap}[/]")
+    if first.nonfinite:
+        console.print(f"  {first.nonfinite} values are not finite")
+    if first.local_error is not None and first.ratio is not None and first.noise is not None:
+        console.print(
+            f"  local error {first.local_error:.3g}, {_ratio(first.ratio)} x the {report.profile} noise floor "
+            f"({first.noise:.2g})"
+        )
+    if first.worst is not None:
+        worst = first.worst
+        console.print(f"  worst at {worst['index']}: expected {worst['expected']}, got {worst['got']}", highlight=False)
+    if report.cause is not None:
+        _print_cause(report.cause, console)
+    elif report.scope == "forced":
+        console.print("  cause unknown: no mistake in the catalogue, nor a pair of them, leaves these values")
+    if report.structure is not None:
+        console.print(f"  {_structure_line(report.structure)}")
+
+
+def _print_cause(cause: dict[str, Any], console: Console) -> None:
+    console.print(f"[bold]cause: {escape(cause['title'])}[/]  ({cause['id']})")
+    console.print(f"  {escape(cause['explanation'])}")
+    console.print(
+        f"  with it in the oracle it falls from {cause['residual_before']:.2g} to {cause['residual_after']:.2g}, "
+        f"{_ratio(cause['ratio_after'])} x noise; {cause['explained']['taps']} of {cause['explained']['of']} taps "
+        "looked at are explained"
+    )
+    if cause["ambiguous_with"]:
+        console.print(f"  not to be told apart on these tokens: {', '.join(cause['ambiguous_with'])}")
+    if cause["runner_up"] is not None:
+        runner_up = cause["runner_up"]
+        console.print(f"  [dim]runner-up: {runner_up['id']}, leaves {runner_up['residual_after']:.2g}[/]")
+    console.print(f"  what to do: {escape(cause['advice'])}")
+    if cause["sources"]:
+        console.print(f"  seen in: {escape('; '.join(cause['sources']))}")
+
+
+def _structure_line(structure: dict) -> str:
+    names = {"T": "positions", "H": "query heads", "K": "key/value heads", "A": "expert slots"}
+    parts = [
+        f"{entry['affected']} of {entry['of']} {names[letter]} (first {entry['first']})"
+        for letter, entry in structure.items()
+        if letter in names and entry["first"] is not None
+    ]
+    factor = structure["best_factor"]
+    left = structure["residual_after_factor"]
+    return f"affected: {', '.join(parts) or 'single elements'}; best factor {factor:.6g} leaves {left:.2g}"
+
+
+def _table(report: Report) -> Table:
+    """One row for each kind of tap, with the figures of its worst layer."""
+    table = Table(box=None, pad_edge=False)
+    table.add_column("tap", no_wrap=True)
+    for column in ("local", "inherited", "noise", "x noise", "layer"):
+        table.add_column(column, justify="right", no_wrap=True)
+    table.add_column("", no_wrap=True)
+    for kind, results in _by_kind(report.taps):
+        worst = max(results, key=lambda r: (r.nonfinite > 0, r.ratio if r.ratio is not None else 0.0))
+        layer = worst.tap.split(".")[1] if worst.tap.startswith("layers.") else ""
+        bad = sum(r.verdict == "diverges" for r in results)
+        known = any(r.verdict == "known-deviation" for r in results)
+        mark = f"[red]diverges {bad}/{len(results)}[/]" if bad else "[green]by design[/]" if known else "[green]ok[/]"
+        numbers = [_number(value) for value in (worst.local_error, worst.inherited_error, worst.noise)]
+        table.add_row(kind, *numbers, _ratio(worst.ratio), layer, mark)
+    return table
+
+
+def _by_kind(results: Iterable[TapResult]) -> list[tuple[str, list[TapResult]]]:
+    """Taps grouped by their name within a layer, in the order of computation."""
+    groups: dict[str, list[TapResult]] = {}
+    for result in results:
+        groups.setdefault(result.tap.rsplit(".", 1)[-1], []).append(result)
+    return list(groups.items())
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else "0" if value == 0 else f"{value:.1e}"
+
+
+def _ratio(value: float | None) -> str:
+    return "" if value is None else f"{value:.1f}" if value < 1e4 else f"{value:.1e}"
+
+
+def _shortened(names: list[str]) -> str:
+    """Tap names with `layers.{i}.` taken together."""
+    kinds = dict.fromkeys(
+        name if not name.startswith("layers.") else f"layers.*.{name.rsplit('.', 1)[-1]}" for name in names
+    )
+    return ", ".join(kinds)

@@ -1,0 +1,55 @@
+"""Expert choices: sets, not numbers. A choice between nearly tied experts is legal and is followed."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from assay.golden.measure import ALLOWANCE, Comparison
+
+
+def compare_ids(expected_TA: np.ndarray, got_TA: np.ndarray, logits_TN: np.ndarray, spread: float) -> Comparison:
+    """Compare chosen experts as sets, given the router logits that the choice was made from.
+
+    A wrong expert costs the margin by which its logit is below the one that it displaced. `spread` is the
+    noise of those logits in logit units: 0 if they are the backend's own, when only exact ties are open.
+    """
+    margins_T = np.array([_margin(e, g, row) for e, g, row in zip(expected_TA, got_TA, logits_TN, strict=True)])
+    t = int(margins_T.argmax())
+    wrong_T = margins_T >= 0
+    margin = max(float(margins_T[t]), 0.0)
+    ratio = margin / spread if spread > 0 else float("inf") if margin > 0 else 0.0
+    return Comparison(
+        local_error=float(np.mean(wrong_T & (margins_T > ALLOWANCE * spread))),
+        noise=spread,
+        ratio=ratio,
+        worst={"index": [t], "expected": expected_TA[t].tolist(), "got": got_TA[t].tolist()},
+        worst_position=t,
+        nonfinite=0,
+    )
+
+
+def _margin(expected_A: np.ndarray, got_A: np.ndarray, logits_N: np.ndarray) -> float:
+    """Logit difference between the best expert left out and the worst one taken in; -1 if the sets agree."""
+    if len(np.unique(got_A)) < len(got_A):
+        return float("inf")  # an expert chosen twice
+    left_out, taken_in = np.setdiff1d(expected_A, got_A), np.setdiff1d(got_A, expected_A)
+    return float(logits_N[left_out].max() - logits_N[taken_in].min()) if len(left_out) else -1.0
+
+
+def routing_view(golden: Mapping[str, np.ndarray], taps: Mapping[str, np.ndarray]) -> dict[str, Any] | None:
+    """End to end: how many (layer, token) choices differ from the golden's, and the largest margin among them."""
+    names = [name for name in golden if name.endswith("expert_ids") and name in taps]
+    if not names:
+        return None
+    flips, choices, margins = 0, 0, [0.0]
+    for name in names:
+        ours, theirs = golden[name], np.asarray(taps[name]).reshape(golden[name].shape)
+        differs_T = np.any(np.sort(ours, axis=1) != np.sort(theirs, axis=1), axis=1)
+        flips, choices = flips + int(differs_T.sum()), choices + len(differs_T)
+        logits = golden.get(name.replace("expert_ids", "router_logits"))
+        if logits is not None and differs_T.any():
+            A = ours.shape[1]
+            ordered = np.sort(logits[differs_T], axis=1)[:, ::-1]
+            margins.append(float(np.max(ordered[:, A - 1] - ordered[:, min(A, ordered.shape[1] - 1)])))
+    return {"flips": flips, "choices": choices, "largest_margin": max(margins)}
