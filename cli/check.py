@@ -1,0 +1,101 @@
+"""assay check: is every tensor of a backend what it should be?"""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from assay.golden.store import Golden
+    from assay.loaders.checkpoint import Checkpoint
+
+
+def check(
+    golden: Annotated[Path, typer.Argument(help="A golden that `assay record` wrote.")],
+    backend: Annotated[
+        str | None, typer.Option(help="Run this backend: reference, cpu, metal, transformers, llama.cpp or mlx-lm.")
+    ] = None,
+    dump: Annotated[Path | None, typer.Option(help="Or check taps that an engine wrote: safetensors or npz.")] = None,
+    names: Annotated[str | None, typer.Option(help="The dump's names: llama.cpp, hf, mlx, or MAP.json.")] = None,
+    model: Annotated[
+        Path | None, typer.Option(help="The checkpoint; default: where the golden was recorded from.")
+    ] = None,
+    mode: Annotated[str | None, typer.Option(help="The backend's numerics, e.g. float32 or bfloat16.")] = None,
+    profile: Annotated[
+        str | None, typer.Option(help="Judge by this noise: float64, float32, bfloat16, float16.")
+    ] = None,
+    strict: Annotated[bool, typer.Option(help="The profile's known deviations diverge too.")] = False,
+    json_file: Annotated[str | None, typer.Option("--json", help='Write the report as JSON; "-" for stdout.')] = None,
+) -> None:
+    """Check a backend, or another engine's dump, against a golden: tap by tap, each step by itself.
+
+    Exit status: 0 matches, or differs only as the profile says by design; 1 diverges, 2 could not be carried out.
+
+    Examples:
+
+    assay check france.safetensors --backend cpu
+
+    assay check france.safetensors --dump my_engine.safetensors --names map.json --profile bfloat16 --json report.json
+    """
+    from assay.cli.shared import console, progress, write_json
+    from assay.golden.backends import open_backend
+    from assay.golden.backends.dump import open_dump
+    from assay.golden.check import check as check_taps
+    from assay.golden.check import incomparable_tokens, require_same_checkpoint
+    from assay.golden.errors import GoldenError
+    from assay.golden.noise import profile_named
+    from assay.golden.report import print_report
+    from assay.golden.store import load_golden
+
+    if (backend is None) == (dump is None):
+        raise GoldenError("give either --backend or --dump")
+    if names is not None and dump is None:
+        raise GoldenError("--names goes with --dump")
+    if mode is not None and backend is None:
+        raise GoldenError("--mode goes with --backend; a dump is judged by --profile")
+    recorded = load_golden(golden)
+    checkpoint = _checkpoint_of(recorded, model)
+    tokens, chunks = recorded.provenance.tokens, recorded.provenance.chunks
+    report = None
+    if dump is not None:
+        opened = open_dump(dump, checkpoint.config if checkpoint else None, names)
+        label, taps = str(dump), opened.taps
+        judged_by = profile_named(profile or opened.profile)
+        if opened.tokens is not None:
+            report = incomparable_tokens(recorded, opened.tokens, label, judged_by)
+    else:
+        assert backend is not None
+        if checkpoint is None:
+            raise GoldenError(
+                "a backend needs the checkpoint, and it is not where the golden was recorded from",
+                where=recorded.provenance.checkpoint,
+                remedy="give it with --model",
+            )
+        require_same_checkpoint(recorded, checkpoint)
+        label = backend
+        with progress(
+            f"{backend} runs {len(tokens)} tokens", len(chunks) * checkpoint.config.num_hidden_layers
+        ) as advance:
+            engine = open_backend(backend, checkpoint, mode)
+            taps = engine.run(tokens, chunks, recorded.provenance.taps, advance)
+        judged_by = profile_named(profile or engine.profile)
+    if report is None:
+        layers = checkpoint.config.num_hidden_layers if checkpoint else 0
+        with progress("forced pass", 2 * len(chunks) * layers) as advance:
+            report = check_taps(recorded, checkpoint, taps, label, judged_by, advance, strict=strict)
+    if json_file is not None:
+        write_json(report.as_json(), json_file)
+    if json_file != "-":
+        print_report(report, console)
+    raise typer.Exit({"match": 0, "known-deviation": 0, "diverges": 1, "incomparable": 2}[report.verdict])
+
+
+def _checkpoint_of(golden: "Golden", model: Path | None) -> "Checkpoint | None":
+    """The checkpoint given, or the one the golden's record of it leads to; None if there is none any more."""
+    from assay.loaders import open_checkpoint
+
+    if model is not None:
+        return open_checkpoint(model)
+    assert golden.path is not None
+    recorded = golden.path.parent / golden.provenance.checkpoint
+    return open_checkpoint(recorded) if recorded.exists() else None

@@ -1,0 +1,87 @@
+"""What several verbs need: the console, token arguments, progress bars, JSON files."""
+
+import contextlib
+import json
+import re
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+
+from assay.loaders.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from assay.loaders.checkpoint import Checkpoint
+
+console = Console()
+messages = Console(stderr=True)
+
+
+def tokens_from(checkpoint: "Checkpoint", prompt: str | None, tokens: str | None) -> list[int]:
+    """Token ids from --prompt (by the checkpoint's tokenizer) or from --tokens, "1,2,3" or @FILE."""
+    if (prompt is None) == (tokens is None):
+        raise CheckpointError("give either --prompt or --tokens")
+    if prompt is not None:
+        try:
+            prompt.encode()
+        except UnicodeEncodeError as error:  # how Python hands on an argument's stray bytes
+            raise CheckpointError(f"--prompt is not UTF-8: {error.reason} at position {error.start}") from error
+        return list(checkpoint.tokenizer.encode(prompt).ids)
+    assert tokens is not None
+    text = tokens
+    if tokens.startswith("@"):
+        try:
+            text = Path(tokens[1:]).read_text("utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise CheckpointError(f"cannot be read: {error}", where=tokens[1:]) from error
+    words = re.split(r"[\s,\[\]]+", text.strip())
+    try:
+        return [int(word) for word in words if word]
+    except ValueError as error:
+        raise CheckpointError("--tokens must be integers, separated by commas or spaces", got=text[:60]) from error
+
+
+def lengths_from(chunks: str | None) -> list[int] | None:
+    """Chunk lengths from --chunks, "1,8,..."."""
+    if chunks is None:
+        return None
+    try:
+        return [int(word) for word in chunks.replace("...", "").split(",") if word.strip()]
+    except ValueError as error:
+        raise CheckpointError("--chunks must be integers, separated by commas", got=chunks) from error
+
+
+@contextlib.contextmanager
+def progress(label: str, total: int) -> Iterator[Callable[[str], None]]:
+    """A progress bar on stderr that advances by one for each block_out tap; silent when stderr is no terminal."""
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("layers"),
+        TimeElapsedColumn(),
+    )
+    with Progress(*columns, console=messages, transient=True, disable=not messages.is_terminal) as bar:
+        task = bar.add_task(label, total=total)
+
+        def advance(name: str) -> None:
+            if name.endswith("block_out"):
+                bar.advance(task)
+
+        yield advance
+
+
+def write_json(value: Any, path: str) -> None:
+    """Write JSON to a file, whole or not at all, or to standard output for "-"."""
+    text = json.dumps(value, indent=2, allow_nan=False)
+    if path == "-":
+        sys.stdout.write(text + "\n")
+        return
+    from assay.golden.store import replacing
+
+    with replacing(Path(path)) as temporary:
+        temporary.write_text(text + "\n", "utf-8")
