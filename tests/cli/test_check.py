@@ -1,0 +1,207 @@
+"""assay check: the verdict as text, JSON and exit status, for backends and for dumps of other engines."""
+
+import json
+
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from assay.golden.store import load_golden, save_golden
+from tests.checkpoint_files import CHECKPOINTS, copied, tokens_of
+from tests.cli.run import refused, run
+from tests.golden.faults import jolted, taps_with
+
+IDS = ",".join(map(str, tokens_of("gpt_oss")))
+KEYS = {
+    *("verdict", "first_divergence", "cause", "deviations", "logits", "routing", "taps", "not_supplied", "structure"),
+    *("scope", "backend", "profile", "reason", "allowance"),
+}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A copy of the checkpoint with a golden of it beside it."""
+    folder = tmp_path_factory.mktemp("check")
+    copied("gpt_oss/hf", folder / "model")
+    result = run("record", folder / "model", "--tokens", IDS, "--out", folder / "g.safetensors")
+    assert result.status == 0
+    return folder
+
+
+def dumped(path, taps, metadata=None):
+    save_file({name: np.ascontiguousarray(array) for name, array in taps.items()}, path, metadata)
+    return path
+
+
+# --- backends ---
+
+
+@pytest.mark.parametrize("mode", [[], ["--mode", "float64"], ["--mode", "float32"]])
+def test_a_right_backend_is_status_0(folder, mode):
+    result = run("check", folder / "g.safetensors", "--backend", "reference", *mode)
+    assert (result.status, result.err) == (0, "")
+    profile = mode[1] if mode else "float64"
+    assert f"match reference, judged by the noise of {profile}" in result.text
+    assert "end to end: KL" in result.text
+    assert "routing: 0 of 120 choices" in result.text
+
+
+def test_the_checkpoint_is_found_from_another_folder(folder, tmp_path, monkeypatch):
+    golden = load_golden(folder / "g.safetensors")
+    assert golden.provenance.checkpoint == "model"
+    monkeypatch.chdir(tmp_path)
+    assert run("check", folder / "g.safetensors", "--backend", "reference").status == 0
+    monkeypatch.chdir(folder)
+    assert run("check", "g.safetensors", "--backend", "reference").status == 0
+
+
+def test_a_checkpoint_that_moved(folder, tmp_path):
+    golden = save_golden(load_golden(folder / "g.safetensors"), tmp_path / "g.safetensors")
+    message = refused("check", golden, "--backend", "reference")
+    assert "--model" in message
+    assert run("check", golden, "--backend", "reference", "--model", folder / "model").status == 0
+
+
+def test_another_container_of_the_same_model(folder):
+    """A golden of the Hugging Face files judges the GGUF: same weights, same config, same digests."""
+    gguf = CHECKPOINTS / "gpt_oss/gguf/model.gguf"
+    result = run("check", folder / "g.safetensors", "--backend", "reference", "--model", gguf)
+    assert result.status == 0
+
+
+# --- json ---
+
+
+def test_json_on_stdout_is_nothing_but_json(folder):
+    result = run("check", folder / "g.safetensors", "--backend", "reference", "--json", "-")
+    report = json.loads(result.out)
+    assert (result.status, report["verdict"], report["first_divergence"]) == (0, "match", None)
+    assert set(report) >= KEYS
+    assert report["not_supplied"] == []
+    assert [tap["tap"] for tap in report["taps"]] == load_golden(folder / "g.safetensors").provenance.taps
+
+
+def test_json_in_a_file_beside_the_report(folder, tmp_path):
+    dump = dumped(tmp_path / "d.safetensors", taps_with({"layers.1.attn_heads": jolted}))
+    result = run("check", folder / "g.safetensors", "--dump", dump, "--json", tmp_path / "r.json")
+    report = json.loads((tmp_path / "r.json").read_text())
+    assert result.status == 1
+    assert "first divergence: layers.1.attn_heads" in result.text
+    first = report["first_divergence"]
+    assert (report["verdict"], first["tap"]) == ("diverges", "layers.1.attn_heads")
+    assert first["local_error"] == pytest.approx(0.001, rel=1e-3)
+    assert first["ratio"] > report["allowance"] > 1
+    assert first["ratio"] == pytest.approx(first["local_error"] / first["noise"], rel=0.5)
+    rows = {tap["tap"]: tap for tap in report["taps"]}
+    assert [name for name, row in rows.items() if row["verdict"] == "diverges"] == ["layers.1.attn_heads"]
+    assert rows["logits"]["inherited_error"] > 1e-6
+    assert {"index", "expected", "got"} <= set(rows["logits"]["worst"])
+
+
+def test_json_of_nan_is_null(folder, tmp_path):
+    taps = taps_with({})
+    taps["logits"] = taps["logits"] * np.nan
+    result = run("check", folder / "g.safetensors", "--dump", dumped(tmp_path / "d.safetensors", taps), "--json", "-")
+    report = json.loads(result.out, parse_constant=lambda name: pytest.fail(name))
+    assert (result.status, report["first_divergence"]["tap"]) == (1, "logits")
+    assert report["first_divergence"]["worst"]["got"] is None
+    assert report["logits"]["kl_nats"] is None
+
+
+# --- dumps ---
+
+
+def test_a_dump_with_a_map_in_bfloat16_numbers(folder, tmp_path):
+    names = {"h{i}": "layers.{i}.block_out", "emb": "embed", "out": "logits"}
+    (tmp_path / "map.json").write_text(json.dumps(names))
+    taps = taps_with({}, dtype=np.float32)
+    theirs = {f"h{i}": taps[f"layers.{i}.block_out"] for i in range(3)} | {"emb": taps["embed"], "out": taps["logits"]}
+    np.savez(tmp_path / "d.npz", **theirs)
+    result = run("check", folder / "g.safetensors", "--dump", tmp_path / "d.npz", "--names", tmp_path / "map.json")
+    assert (result.status, result.err) == (0, "")
+    assert "judged by the noise of float32" in result.text
+    assert "not supplied" in result.text
+    half = run(
+        *("check", folder / "g.safetensors", "--dump", tmp_path / "d.npz", "--names", tmp_path / "map.json"),
+        *("--profile", "bfloat16"),
+    )
+    assert "judged by the noise of bfloat16" in half.text
+
+
+def test_a_golden_as_a_dump(folder):
+    assert run("check", folder / "g.safetensors", "--dump", folder / "g.safetensors").status == 0
+
+
+def test_a_dump_without_the_checkpoint_is_end_to_end(folder, tmp_path):
+    golden = save_golden(load_golden(folder / "g.safetensors"), tmp_path / "g.safetensors")
+    dump = dumped(tmp_path / "d.safetensors", taps_with({"layers.1.attn_heads": jolted}))
+    result = run("check", golden, "--dump", dump, "--json", "-")
+    report = json.loads(result.out)
+    assert (result.status, report["scope"], report["verdict"]) == (1, "end-to-end", "diverges")
+    assert "local and inherited error cannot be told apart" in report["reason"]
+    assert report["taps"][0]["local_error"] is None
+
+
+@pytest.mark.parametrize("metadata", [{"tokens": "1,2,3"}, {"tokens": IDS + ",1"}])
+def test_other_tokens_are_incomparable(folder, tmp_path, metadata):
+    dump = dumped(tmp_path / "d.safetensors", taps_with({}), metadata)
+    result = run("check", folder / "g.safetensors", "--dump", dump, "--json", tmp_path / "r.json")
+    report = json.loads((tmp_path / "r.json").read_text())
+    assert (result.status, report["verdict"]) == (2, "incomparable")
+    assert "the backend ran other tokens" in report["reason"]
+    assert "incomparable" in result.text
+    assert set(report) >= KEYS
+
+
+def test_a_dump_with_none_of_the_taps_is_incomparable(folder, tmp_path):
+    dump = dumped(tmp_path / "d.safetensors", {"something": np.ones(3)})
+    result = run("check", folder / "g.safetensors", "--dump", dump)
+    assert result.status == 2
+    assert "none of the taps" in result.text
+
+
+# --- what cannot be carried out ---
+
+WRONG = {
+    "neither backend nor dump": ([], "either --backend or --dump"),
+    "both": (["--backend", "reference", "--dump", "x"], "either --backend or --dump"),
+    "names without a dump": (["--backend", "reference", "--names", "hf"], "--names goes with --dump"),
+    "unknown backend": (["--backend", "vllm"], "unknown backend 'vllm'"),
+    "unknown mode": (["--backend", "reference", "--mode", "q8"], "no mode 'q8'"),
+    "unknown profile": (["--backend", "reference", "--profile", "int4"], "unknown profile 'int4'"),
+    "no such dump": (["--dump", "/nowhere.safetensors"], "/nowhere.safetensors"),
+    "no such model": (["--backend", "reference", "--model", "/nowhere"], "/nowhere: cannot be read"),
+    "another model": (["--backend", "reference", "--model", CHECKPOINTS / "llama/hf"], "another checkpoint"),
+    "no such map": (["--dump", "DUMP", "--names", "tensorrt"], "no such name map: tensorrt"),
+    "a place that is none": (["--backend", "reference", "--json", "/nowhere/r.json"], "cannot be written"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_what_cannot_be_checked(folder, tmp_path, case):
+    arguments, part = WRONG[case]
+    dump = dumped(tmp_path / "d.safetensors", {"embed": np.ones((40, 64))})
+    arguments = [dump if argument == "DUMP" else argument for argument in arguments]
+    assert part in refused("check", folder / "g.safetensors", *arguments)
+    assert list(tmp_path.iterdir()) == [dump]
+
+
+def test_another_model_shows_both_digests(folder):
+    message = refused("check", folder / "g.safetensors", "--backend", "reference", "--model", CHECKPOINTS / "llama/hf")
+    assert load_golden(folder / "g.safetensors").provenance.config_sha256 in message
+    assert "expected: config sha256" in message
+
+
+def test_a_golden_that_is_none(folder, tmp_path):
+    dump = dumped(tmp_path / "d.safetensors", {"embed": np.ones((40, 64))})
+    assert "not a golden" in refused("check", dump, "--backend", "reference")
+    assert str(tmp_path / "no") in refused("check", tmp_path / "no", "--backend", "reference")
+
+
+@pytest.mark.parametrize(
+    ("name", "array", "part"),
+    [("embed", np.ones((39, 64)), "wrong shape"), ("embed", np.full((40, 64), "x"), "real numbers")],
+)
+def test_a_dump_that_does_not_fit(folder, tmp_path, name, array, part):
+    np.savez(tmp_path / "d.npz", **{name: array})
+    assert part in refused("check", folder / "g.safetensors", "--dump", tmp_path / "d.npz")

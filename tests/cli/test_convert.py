@@ -1,0 +1,114 @@
+"""assay convert and assay synth on the command line: options, tables, JSON, exit status."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from assay.cli.convert import encoder_name, size_from
+from assay.cli.main import main
+from assay.loaders.checkpoint import open_checkpoint
+from assay.loaders.errors import CheckpointError
+from tests.checkpoint_files import CHECKPOINTS
+
+
+def run(*arguments: object) -> int:
+    with pytest.raises(SystemExit) as stopped:
+        main([str(argument) for argument in arguments])
+    assert isinstance(stopped.value.code, int)
+    return stopped.value.code
+
+
+def test_convert_says_what_became_of_each_tensor(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("convert", CHECKPOINTS / "gpt_oss" / "hf", tmp_path / "a.gguf", "--to", "gguf") == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "layers.*.mlp.experts.down_proj.weight (x3) MXFP4 same bits" in shown
+    assert "layers.*.input_layernorm.weight (x3) BF16 -> F32 same bits" in shown
+    assert "layout of 3 tensors: adjacent nibbles -> split-half nibbles" in shown
+    assert "60 tensors" in shown
+    assert "every value kept" in shown
+
+
+def test_convert_in_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source, target = CHECKPOINTS / "llama" / "hf", tmp_path / "mlx"
+    assert run("convert", source, target, "--to", "mlx", "--quant", "affine4/32", "--json") == 0
+    done = json.loads(capsys.readouterr().out)
+    assert done["path"] == str(target)
+    by_name = {change["name"]: change for change in done["changes"]}
+    assert by_name["model.norm.weight"]["kept"] == "bits"
+    embedding = by_name["model.embed_tokens.weight"]
+    assert (embedding["before"], embedding["after"], embedding["kept"]) == ("BF16", "affine4/32", "rounded")
+    assert 15 < embedding["sqnr_db"] < 30
+
+
+def test_convert_over_an_existing_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ("convert", CHECKPOINTS / "llama" / "hf", tmp_path / "a.gguf", "--to", "gguf")
+    assert run(*command) == 0
+    assert run(*command) == 2
+    assert "exists already\n  what to do: give --force to replace it" in capsys.readouterr().err
+    assert run(*command, "--force") == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--to", "onnx"), "unknown --to 'onnx'"),
+        (("--to", "gguf", "--quant", "Q9_9"), "no --quant 'Q9_9' for gguf"),
+        (("--to", "safetensors", "--quant", "Q8_0"), "no --quant 'Q8_0' for safetensors"),
+        (("--to", "mlx", "--shard-size", "big"), "'big' is no size"),
+    ],
+)
+def test_convert_refuses(
+    options: tuple[str, ...], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("convert", CHECKPOINTS / "llama" / "hf", tmp_path / "out", *options) == 2
+    assert message in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_interrupted_convert_leaves_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_arguments: object, **_options: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("assay.loaders.write_gguf._data", interrupted)
+    assert run("convert", CHECKPOINTS / "llama" / "hf", tmp_path / "a.gguf", "--to", "gguf") == 130
+    assert not list(tmp_path.iterdir())
+
+
+def test_synth(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    target = tmp_path / "random.gguf"
+    assert run("synth", "smollm2-135m", "--to", "gguf", "--layers", "1", "--quant", "q4_0", "--out", target) == 0
+    assert "the shape of HuggingFaceTB/SmolLM2-135M-Instruct, 1 layers" in " ".join(capsys.readouterr().out.split())
+    assert open_checkpoint(target).tensors["model.embed_tokens.weight"].encoding.name == "Q4_0"
+    assert run("synth", "smollm2-135m", "--to", "gguf", "--layers", "1", "--out", target) == 2
+    assert run("synth", "gpt-5", "--to", "gguf", "--out", tmp_path / "b.gguf") == 2
+
+
+@pytest.mark.parametrize(
+    ("text", "nbytes"), [("5GB", 5_000_000_000), ("1.5 mb", 1_500_000), ("700", 700), ("2K", 2000), ("1TB", 10**12)]
+)
+def test_sizes(text: str, nbytes: int) -> None:
+    assert size_from(text) == nbytes
+
+
+@pytest.mark.parametrize("text", ["", "0", "-1GB", "5 GiB", "GB", "0.0001"])
+def test_no_sizes(text: str) -> None:
+    with pytest.raises(CheckpointError, match="is no size"):
+        size_from(text)
+
+
+@pytest.mark.parametrize(
+    ("quant", "to", "name"),
+    [
+        ("mxfp4", "gguf", "GGUF MXFP4"),
+        ("mxfp4", "mlx", "MLX mxfp4"),
+        ("MXFP4", "safetensors", "MXFP4"),
+        ("q8_0", "gguf", "Q8_0"),
+        ("affine4/64", "mlx", "affine4/64"),
+        ("bf16", "safetensors", "BF16"),
+    ],
+)
+def test_names_of_encodings(quant: str, to: str, name: str) -> None:
+    assert encoder_name(quant, to) == name

@@ -1,0 +1,301 @@
+"""Whole models on the CPU path against the oracle in float64: every tap, any chunking, any encoding."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from assay.fast.cpu import CpuModel
+from assay.loaders.errors import CheckpointError
+from assay.reference import Model, forward
+from assay.reference.cache import KVCache
+from assay.reference.config import Llama3Scaling, LongRopeScaling
+from assay.reference.precision import round_q8
+from assay.reference.taps import default_taps, tap_table
+from assay.reference.weights import Tensor
+from tests.fast.models import YARN, gpt_oss_config, llama_config, random_model
+
+# Norm of a tap's error over the norm of the tap. A float32 operation on data of size 1 rounds by about 0.3 U
+# in the mean, U = 2^-24; about 10 stages a layer lie one after the other, and errors of independent stages
+# add up as a root of the sum of squares: 3 layers make some 6 U to 10 U. The activation and the router's
+# softmax magnify by small factors. 2^-19 is 32 U; the largest seen over many seeds is 11 U (`act` of Llama).
+ALLOWANCE = 2.0**-19
+
+CONFIGS = {
+    "llama": llama_config(),
+    "llama, window 5, biases, own head": llama_config(sliding_window=5, tie_word_embeddings=False, bias=True),
+    "llama, window 8, llama-3 rope": llama_config(sliding_window=8, rope_scaling=Llama3Scaling(8.0, 1.0, 4.0, 64)),
+    "gpt-oss, window 8": gpt_oss_config(),
+    "gpt-oss, window 5, rounded ramp, one expert": replace(
+        gpt_oss_config(sliding_window=5, experts_per_tok=1), rope_scaling=replace(YARN, truncate=True)
+    ),
+}
+LONGROPE = llama_config(rope_scaling=LongRopeScaling((1.0,) * 10, tuple(np.geomspace(2, 30, 10)), 16, 1.2))
+
+
+def tokens_of(config, T, seed=0):
+    """Random token ids."""
+    return np.random.default_rng(seed).integers(0, config.vocab_size, T)
+
+
+def traced(model, tokens, chunks):
+    """Logits and taps of a pass in chunks; taps joined along T, which is their first axis."""
+    seen, logits, cache, start = {}, [], model.new_cache(), 0
+    for T in chunks:
+        keep = lambda name, array: seen.setdefault(name, []).append(array)  # noqa: E731
+        logits.append(model.forward(tokens[start : start + T], cache=cache, tap=keep))
+        start += T
+    assert cache.length == start == len(tokens)
+    return np.concatenate(logits), {name: np.concatenate(parts) for name, parts in seen.items()}
+
+
+def oracle_taps(config, tensors, tokens):
+    """The oracle's taps in float64, but for the heavy ones."""
+    taps, names = {}, default_taps(config)
+
+    def keep(name, array):
+        if name in names:
+            taps[name] = array
+        return array
+
+    forward(Model(config, tensors), tokens, tap=keep)
+    return taps
+
+
+def assert_taps_match(got, want):
+    """The same taps in the same order, expert ids equal, all else within the allowance."""
+    assert list(got) == list(want)
+    for name, expected in want.items():
+        assert got[name].shape == expected.shape, name
+        if name.endswith("expert_ids"):
+            np.testing.assert_array_equal(got[name], expected, err_msg=name)
+        else:
+            assert got[name].dtype == np.float32
+            error = np.linalg.norm(got[name] - expected) / np.linalg.norm(expected)
+            assert error < ALLOWANCE, f"{name}: {error / 2**-24:.1f} U"
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("T", [1, 40])
+def test_every_tap(name, T):
+    """All of the table but the attention matrices that a fused kernel does not form."""
+    config = CONFIGS[name]
+    tensors, tokens = random_model(config, seed=1), tokens_of(config, T)
+    logits, taps = traced(CpuModel(config, tensors), tokens, [T])
+    heavy = [tap for tap, spec in tap_table(config).items() if spec.heavy]
+    assert set(taps) == set(tap_table(config)) - set(heavy)
+    np.testing.assert_array_equal(taps["logits"], logits)
+    assert_taps_match(taps, oracle_taps(config, tensors, tokens))
+
+
+@pytest.mark.parametrize("chunks", [[16], [17], [40], [10, 6, 1, 5], [16, 24], [1] * 20])
+def test_longrope_in_chunks(chunks):
+    """Where the long factors set in between chunks, keys cached before stay as they were turned: as in the oracle."""
+    tensors, tokens = random_model(LONGROPE, seed=1), tokens_of(LONGROPE, sum(chunks))
+    cache, pieces = KVCache(), np.split(tokens, np.cumsum(chunks)[:-1])
+    want = np.concatenate([forward(Model(LONGROPE, tensors), piece, cache=cache) for piece in pieces])
+    logits, _ = traced(CpuModel(LONGROPE, tensors), tokens, chunks)
+    assert np.linalg.norm(logits - want) / np.linalg.norm(want) < ALLOWANCE
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_random_activations_reach_every_branch(name):
+    """Otherwise the test above would say less than it seems to: both clamps engage, tokens differ in experts."""
+    config = CONFIGS[name]
+    taps = oracle_taps(config, random_model(config, seed=1), tokens_of(config, 40))
+    if "layers.0.expert_gate" in taps:
+        assert (taps["layers.0.expert_gate"] > config.swiglu_limit).any()
+        assert (np.abs(taps["layers.0.expert_up"]) > config.swiglu_limit).any()
+        assert len(np.unique(taps["layers.0.expert_ids"])) > config.num_experts_per_tok
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("chunks", [[1] * 40, [7, 8, 9, 16], [5, 5, 1, 29], [3, 37], [39, 1]])
+def test_any_chunking_gives_the_same_bits(name, chunks):
+    """Across ring boundaries: chunks shorter and longer than the window, ends on it and beside it."""
+    config = CONFIGS[name]
+    model, tokens = CpuModel(config, random_model(config, seed=2)), tokens_of(config, 40)
+    (logits, taps), (whole_logits, whole_taps) = traced(model, tokens, chunks), traced(model, tokens, [40])
+    np.testing.assert_array_equal(logits, whole_logits)
+    for tap, expected in whole_taps.items():
+        np.testing.assert_array_equal(taps[tap], expected, err_msg=tap)
+
+
+@pytest.mark.parametrize("T", [127, 128, 129, 300])
+def test_the_window_of_gpt_oss(T):
+    """128 positions: a prompt against the oracle, and its end token by token."""
+    config = gpt_oss_config(sliding_window=128, layers=2)
+    tensors, tokens = random_model(config, seed=3), tokens_of(config, T)
+    model = CpuModel(config, tensors)
+    logits, taps = traced(model, tokens, [T])
+    assert_taps_match(taps, oracle_taps(config, tensors, tokens))
+    np.testing.assert_array_equal(traced(model, tokens, [T - 4, 1, 1, 1, 1])[0], logits)
+
+
+@pytest.mark.parametrize(
+    ("encoding", "experts"),
+    [("BF16", "MXFP4"), ("Q8_0", "MXFP4_BLOCKS"), ("affine8", "affine4"), ("F16", "BF16"), ("Q4_1", "Q4_0")],
+)
+def test_encodings(encoding, experts):
+    """Weights as the containers have them, experts another encoding than the rest."""
+    config = gpt_oss_config()
+    tensors, tokens = random_model(config, 4, encoding, experts), tokens_of(config, 12)
+    assert_taps_match(traced(CpuModel(config, tensors), tokens, [12])[1], oracle_taps(config, tensors, tokens))
+
+
+class RoundsItsInput:
+    """A weight matrix for products x @ W.T that rounds x first."""
+
+    __array_ufunc__ = None
+
+    def __init__(self, weight):
+        self.weight, self.T = weight, self
+
+    def __rmatmul__(self, x):
+        return round_q8(x) @ self.weight.T
+
+
+class RoundingModel(Model):
+    """The oracle of mode q8: inputs of products with weights in blocks or groups are rounded."""
+
+    def weight(self, name, part=None):
+        array = super().weight(name, part)
+        return array if self.tensors[name].encoding.name in ("F32", "F16", "BF16") else RoundsItsInput(array)
+
+
+def forced_error(config, tensors, tokens, taps):
+    """The largest error of a tap when the oracle computes it from the engine's own earlier taps."""
+    errors = {}
+
+    def force(name, array):
+        if name not in taps:
+            return array
+        errors[name] = np.linalg.norm(taps[name] - array) / np.linalg.norm(array)
+        return taps[name].astype(array.dtype)
+
+    forward(RoundingModel(config, tensors), tokens, tap=force)
+    return max(errors.values())
+
+
+Q8_ENCODINGS = [
+    ("BF16", "MXFP4"), ("Q8_0", "MXFP4_BLOCKS"), ("affine8", "affine4"), ("F16", "Q4_0"), ("Q4_1", "Q4_0")
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("encoding", "experts"), Q8_ENCODINGS)
+@pytest.mark.parametrize("chunks", [[1], [3], [40], [30, 1, 1, 3, 5], [1] * 9])
+def test_q8_is_the_oracle_with_rounded_inputs(encoding, experts, chunks):
+    """Each step, from the engine's own values, to float32's accuracy: far below what the rounding itself does."""
+    config = gpt_oss_config()
+    tensors, tokens = random_model(config, 4, encoding, experts), tokens_of(config, sum(chunks))
+    _, taps = traced(CpuModel(config, tensors, mode="q8"), tokens, chunks)
+    assert forced_error(config, tensors, tokens, taps) < ALLOWANCE
+    _, exact = traced(CpuModel(config, tensors), tokens, chunks)
+    assert forced_error(config, tensors, tokens, exact) > 100 * ALLOWANCE
+
+
+def test_q8_of_a_dense_model():
+    config = replace(llama_config(sliding_window=5), head_dim=32)  # 6 x 32 inputs of o_proj: whole blocks
+    tensors, tokens = random_model(config, 4, "Q4_1"), tokens_of(config, 20)
+    model = CpuModel(config, tensors, mode="q8")
+    logits, taps = traced(model, tokens, [20])
+    assert forced_error(config, tensors, tokens, taps) < ALLOWANCE
+    np.testing.assert_array_equal(model.forward(tokens), logits)
+
+
+def test_q8_with_any_number_of_threads():
+    config = gpt_oss_config()
+    tensors, tokens = random_model(config, 4, "Q8_0", "MXFP4_BLOCKS"), tokens_of(config, 11)
+    one, two = (CpuModel(config, tensors, mode="q8", threads=n).forward(tokens) for n in (1, 2))
+    np.testing.assert_array_equal(one, two)
+
+
+def test_unknown_mode():
+    config = llama_config()
+    with pytest.raises(ValueError, match="unknown mode 'int4': expected one of exact, q8"):
+        CpuModel(config, random_model(config, seed=9), mode="int4")
+
+
+def test_results_do_not_depend_on_threads_or_taps():
+    config = gpt_oss_config()
+    tensors, tokens = random_model(config, seed=5), tokens_of(config, 9)
+    untraced = CpuModel(config, tensors).forward(tokens)
+    np.testing.assert_array_equal(CpuModel(config, tensors, threads=1).forward(tokens), untraced)
+    np.testing.assert_array_equal(traced(CpuModel(config, tensors), tokens, [9])[0], untraced)
+
+
+def test_taps_are_read_only_and_kept_intact():
+    """What a tap was handed still holds at the end of the pass."""
+    config = gpt_oss_config()
+    model, tokens, copies, kept = CpuModel(config, random_model(config, seed=6)), tokens_of(config, 9), {}, {}
+
+    def look(name, array):
+        assert not array.flags.writeable
+        copies[name], kept[name] = array.copy(), array
+
+    cache = model.new_cache()
+    model.forward(tokens, cache=cache, tap=look)
+    model.forward(tokens, cache=cache)
+    for name, array in kept.items():
+        np.testing.assert_array_equal(array, copies[name], err_msg=name)
+
+
+def test_a_failed_pass_leaves_the_cache_as_it_was():
+    config = gpt_oss_config(sliding_window=5)
+    model, tokens = CpuModel(config, random_model(config, seed=7)), tokens_of(config, 12)
+
+    def fail(name, array):
+        if name == "layers.2.attn_out":
+            raise KeyError(name)
+
+    cache = model.new_cache()
+    model.forward(tokens[:7], cache=cache)
+    with pytest.raises(KeyError):
+        model.forward(tokens[7:], cache=cache, tap=fail)
+    assert cache.length == 7
+    np.testing.assert_array_equal(model.forward(tokens[7:], cache=cache), model.forward(tokens)[7:])
+
+
+def test_two_sequences_share_a_model():
+    config = llama_config(sliding_window=5)
+    model, tokens = CpuModel(config, random_model(config, seed=8)), tokens_of(config, 20)
+    one, two = model.new_cache(), model.new_cache()
+    for t in range(10):
+        first = model.forward(tokens[t : t + 1], cache=one)
+        model.forward(tokens[10 + t : 11 + t], cache=two)
+    np.testing.assert_array_equal(first, model.forward(tokens[:10])[-1:])
+
+
+@pytest.mark.parametrize(
+    ("tokens", "message"),
+    [
+        ([3, 101, 5], "token id 101 at position 1: the vocabulary has ids 0 to 100"),
+        ([-1], "token id -1 at position 0"),
+        ([], "non-empty row of integers"),
+        ([[1, 2]], "non-empty row of integers"),
+        ([1.0], "non-empty row of integers"),
+    ],
+)
+def test_bad_tokens(tokens, message):
+    config = llama_config()
+    with pytest.raises(ValueError, match=message):
+        CpuModel(config, random_model(config, seed=9)).forward(np.array(tokens))
+
+
+def test_cache_of_another_model():
+    config = llama_config()
+    other = CpuModel(gpt_oss_config(), random_model(gpt_oss_config(), seed=9)).new_cache()
+    with pytest.raises(ValueError, match="another configuration"):
+        CpuModel(config, random_model(config, seed=9)).forward(np.array([1]), cache=other)
+
+
+def test_missing_and_misshapen_weights():
+    """Refused at load, by name: kernels check no bounds."""
+    config, name = llama_config(), "model.layers.1.mlp.up_proj.weight"
+    tensors = random_model(config, seed=9)
+    up = tensors.pop(name)
+    with pytest.raises(CheckpointError, match=rf"{name}: tensor missing"):
+        CpuModel(config, tensors)
+    tensors[name] = Tensor(name, up.shape[::-1], up.encoding, {"values": up.parts["values"].T})
+    with pytest.raises(CheckpointError, match=r"expected: \[160, 96\]\n  got: \[96, 160\]"):
+        CpuModel(config, tensors)

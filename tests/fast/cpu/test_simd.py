@@ -1,0 +1,159 @@
+"""Every vector piece against its twin in NumPy; with ASSAY_CPU=portable the same tests judge the other lane."""
+
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+
+from assay.fast.cpu import simd
+from assay.fast.cpu.jit import kernel
+
+BYTES = arrays(np.uint8, 64)
+FLOATS = arrays(np.float32, 16, elements=st.floats(-1e3, 1e3, width=32))
+quick = settings(max_examples=40, deadline=None)
+
+
+def joined(*arrays_):
+    """One array of bytes, and room behind it that a wrong offset would show."""
+    return np.concatenate([a.view(np.uint8).ravel() for a in arrays_] + [np.full(64, 0xEE, np.uint8)])
+
+
+@kernel
+def run_bytes(table, data, out):
+    v = simd.load_bytes(data, 3)
+    simd.store_bytes(out, 0, simd.low_nibbles(v))
+    simd.store_bytes(out, 64, simd.high_nibbles(v))
+    simd.store_bytes(out, 128, simd.signed_to_unsigned(v))
+    simd.store_bytes(out, 192, simd.look_up(simd.load_bytes(table, 0), simd.low_nibbles(v)))
+    simd.store_bytes(out, 256, simd.load_4x16_bytes(data, 40, 1, 20, 30))
+
+
+@given(BYTES, arrays(np.uint8, 16))
+@quick
+def test_bytes(data, table):
+    source, out = joined(np.zeros(3, np.uint8), data), np.empty(320, np.uint8)
+    run_bytes(np.tile(table, 4), source, out)
+    low, high, flipped, found, gathered = out.reshape(5, 64)
+    np.testing.assert_array_equal(low, data & 15)
+    np.testing.assert_array_equal(high, data >> 4)
+    np.testing.assert_array_equal(flipped, (data.view(np.int8).astype(int) + 128).astype(np.uint8))
+    np.testing.assert_array_equal(found, table[data & 15])
+    np.testing.assert_array_equal(gathered, np.concatenate([source[at : at + 16] for at in (40, 1, 20, 30)]))
+
+
+@kernel
+def run_transpose(data, out):
+    words = simd.transpose_16x4(
+        simd.load_bytes(data, 0), simd.load_bytes(data, 64), simd.load_bytes(data, 128), simd.load_bytes(data, 192)
+    )
+    for i in range(4):
+        simd.store_bytes(out, 64 * i, words[i])
+
+
+def test_transpose():
+    data, out = np.random.default_rng(0).integers(0, 256, 256, dtype=np.uint8), np.empty(256, np.uint8)
+    run_transpose(data, out)
+    np.testing.assert_array_equal(out.view("<u4").reshape(4, 16), data.view("<u4").reshape(16, 4).T)
+
+
+@kernel
+def run_codes(codes, words, out):
+    simd.store_floats4(out, 0, simd.powers_of_two4(simd.load_4_bytes(codes, 0, 2, 4, 6)))
+    simd.store_floats4(out, 4, simd.halves_to_floats4(simd.load_4_halfwords(codes, 0, 2, 4, 6)))
+    simd.store_floats4(out, 8, simd.bfloats_to_floats4(simd.load_4_halfwords(codes, 0, 2, 4, 6)))
+    simd.store_floats4(out, 12, simd.bits_to_floats4(simd.load_4_words(words, 1, 5, 9, 13)))
+
+
+def test_every_scale():
+    """All 65536 halves and bfloats, all 256 powers of two, bit for bit; four-byte words at odd places."""
+    out, halves = np.empty(16, np.float32), np.arange(65536, dtype=np.uint16)
+    words = np.random.default_rng(1).integers(0, 256, 17, dtype=np.uint8)
+    for first in range(0, 65536, 4):
+        four = halves[first : first + 4]
+        run_codes(four.view(np.uint8), words, out)
+        np.testing.assert_array_equal(out[4:8], four.view(np.float16).astype(np.float32))
+        np.testing.assert_array_equal(out[8:12].view(np.uint32), four.astype(np.uint32) << 16)
+        if first < 1024:  # the low bytes are all codes
+            low = four & 255
+            expected = np.where(low == 255, np.nan, np.exp2(low.astype(np.float64) - 127))
+            np.testing.assert_array_equal(out[:4], expected)
+    np.testing.assert_array_equal(out[12:], words[1:].copy().view("<f4"))
+
+
+@kernel
+def run_floats(x, out):
+    a, b, c = simd.load_floats(x, 0), simd.load_floats(x, 16), simd.load_floats(x, 32)
+    simd.store_floats(out, 0, simd.multiply_add(a, b, c))
+    simd.store_floats(out, 16, simd.spread4(simd.multiply4(simd.load_floats4(x, 0), simd.load_floats4(x, 16))))
+    out[32] = simd.sum_floats(a)
+    simd.store_floats(out, 33, simd.add(a, b))
+    simd.store_sums(out[49:], (a, b, c))
+    simd.store_tuple(out[52:], simd.zeros(2))
+
+
+@given(FLOATS, FLOATS, FLOATS)
+@quick
+def test_floats(a, b, c):
+    out = np.full(84, np.nan, np.float32)
+    run_floats(np.concatenate((a, b, c)), out)
+    exact = a.astype(np.float64) * b + c
+    np.testing.assert_allclose(out[:16], exact, rtol=1e-6, atol=0.13 * 2**-3)  # rounded once or twice, up to 1e6 + 1e3
+    np.testing.assert_array_equal(out[16:32], np.repeat(a[:4] * b[:4], 4))
+    tree = a
+    while len(tree) > 1:
+        tree = tree[: len(tree) // 2] + tree[len(tree) // 2 :]
+    np.testing.assert_array_equal(out[32], tree[0])
+    np.testing.assert_array_equal(out[33:49], a + b)
+    np.testing.assert_array_equal(out[49], tree[0])
+    np.testing.assert_allclose(out[50:52], [np.sum(b, dtype=np.float64), np.sum(c, dtype=np.float64)], atol=1e-2)
+    np.testing.assert_array_equal(out[52:], 0)
+
+
+@kernel
+def run_dot(totals, unsigned, signed, out):
+    totals_16 = simd.load_ints(totals, 0)
+    simd.store_ints(out, 0, simd.dot_bytes(totals_16, simd.load_bytes(unsigned, 0), simd.load_bytes(signed, 0)))
+
+
+@given(arrays(np.int32, 16, elements=st.integers(-(2**30), 2**30)), BYTES, arrays(np.int8, 64))
+@quick
+def test_dot_bytes(totals, unsigned, signed):
+    """255 x -128 four times included: nothing saturates."""
+    for u in (unsigned, np.full(64, 255, np.uint8)):
+        out = np.empty(16, np.int32)
+        run_dot(totals, u, signed.view(np.uint8), out)
+        products = (u.astype(np.int64) * signed).reshape(16, 4).sum(axis=1)
+        np.testing.assert_array_equal(out, totals + products)
+
+
+@kernel
+def read_beyond(data):
+    simd.store_bytes(data, 1, simd.load_bytes(data, 0))
+
+
+@pytest.mark.parametrize("place", ["ASSAY_CPU", "ASSAY_CPU_CHECK"])
+def test_lanes(place):
+    """The environment chooses the portable lane, and bounds checks that see a vector which ends outside."""
+    code = """
+import numpy as np
+from assay.fast.cpu import simd
+from tests.fast.cpu.test_simd import read_beyond
+print(simd.LANE, simd.CHECKED)
+if simd.CHECKED:
+    try:
+        read_beyond(np.zeros(64, np.uint8))
+    except IndexError as error:
+        print(error)
+"""
+    value = {"ASSAY_CPU": "portable", "ASSAY_CPU_CHECK": "1"}[place]
+    env = os.environ | {place: value, "PYTHONPATH": os.getcwd()}
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env, check=True).stdout
+    if place == "ASSAY_CPU":
+        assert out.startswith("portable")
+    else:
+        assert "vector beyond the end" in out

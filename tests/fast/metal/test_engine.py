@@ -1,0 +1,217 @@
+"""Whole models through MLX against the oracle in float64: taps, chunks, batches, decoding."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from assay.loaders.errors import CheckpointError
+from assay.reference import Model, forward
+from assay.reference.cache import KVCache
+from assay.reference.config import LongRopeScaling
+from assay.reference.taps import default_taps
+from assay.reference.weights import Tensor
+from tests.fast.models import YARN, gpt_oss_config, llama_config, random_model
+
+pytestmark = pytest.mark.peers
+
+# as tests/fast/cpu/test_engine.py: 32 times 2^-24 in float32; the largest seen over many seeds is 13 times
+ALLOWANCE = 2.0**-19
+
+CONFIGS = {
+    "llama, biases, own head": llama_config(tie_word_embeddings=False, bias=True),
+    "llama, window 5": llama_config(sliding_window=5),
+    "gpt-oss, window 8": gpt_oss_config(),
+    "gpt-oss, window 5, rounded ramp, one expert": replace(
+        gpt_oss_config(sliding_window=5, experts_per_tok=1), rope_scaling=replace(YARN, truncate=True)
+    ),
+}
+LONGROPE = llama_config(rope_scaling=LongRopeScaling((1.0,) * 10, tuple(np.geomspace(2, 30, 10)), 16, 1.2))
+
+
+def model_of(config, seed=1, mode="float32", encoding="F32", experts="MXFP4"):
+    from assay.fast.metal import MetalModel
+
+    tensors = random_model(config, seed, encoding, experts)
+    return MetalModel(config, tensors, mode), tensors
+
+
+def tokens_of(config, T, seed=0):
+    return np.random.default_rng(seed).integers(0, config.vocab_size, T)
+
+
+def traced(model, tokens, chunks):
+    """Logits and taps of a pass in chunks; taps joined along T."""
+    seen, logits, cache, start = {}, [], model.new_cache(), 0
+    for T in chunks:
+        keep = lambda name, array: seen.setdefault(name, []).append(array)  # noqa: E731
+        logits.append(model.forward(tokens[start : start + T], cache=cache, tap=keep))
+        start += T
+    assert cache.length == start == len(tokens)
+    return np.concatenate(logits), {name: np.concatenate(parts) for name, parts in seen.items()}
+
+
+def oracle_taps(config, tensors, tokens):
+    taps, names = {}, default_taps(config)
+
+    def keep(name, array):
+        if name in names:
+            taps[name] = array
+        return array
+
+    forward(Model(config, tensors), tokens, tap=keep)
+    return taps
+
+
+def error(got, expected):
+    return np.linalg.norm(got - expected) / np.linalg.norm(expected)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("chunks", [[1], [40], [7, 8, 1, 1, 23], [1] * 40, [3, 37]], ids=str)
+def test_every_tap(name, chunks):
+    """All of the table but the attention matrices, in its order; fewer and more pairs than are sorted by expert."""
+    config = CONFIGS[name]
+    model, tensors = model_of(config)
+    tokens = tokens_of(config, sum(chunks))
+    logits, taps = traced(model, tokens, chunks)
+    want = oracle_taps(config, tensors, tokens)
+    assert list(taps) == list(want)
+    np.testing.assert_array_equal(taps["logits"], logits)
+    for tap, expected in want.items():
+        assert taps[tap].shape == expected.shape, tap
+        if tap.endswith("expert_ids"):
+            np.testing.assert_array_equal(taps[tap], expected, err_msg=tap)
+        else:
+            assert error(taps[tap], expected) < ALLOWANCE, tap
+
+
+@pytest.mark.parametrize(
+    ("encoding", "experts"),
+    [("BF16", "MXFP4"), ("Q8_0", "MXFP4_BLOCKS"), ("affine8", "affine4"), ("F16", "BF16"), ("Q4_1", "Q4_0")],
+)
+def test_encodings(encoding, experts):
+    config = gpt_oss_config()
+    model, tensors = model_of(config, 4, "float32", encoding, experts)
+    tokens = tokens_of(config, 12)
+    assert error(model.forward(tokens), oracle_taps(config, tensors, tokens)["logits"]) < ALLOWANCE
+
+
+def test_what_is_decoded_is_said():
+    config = gpt_oss_config()
+    assert model_of(config, mode="bfloat16", encoding="BF16")[0].notices == ()
+    assert model_of(config, mode="bfloat16", encoding="Q8_0", experts="MXFP4_BLOCKS")[0].notices == ()
+    assert model_of(config, mode="bfloat16", encoding="F16", experts="Q4_0")[0].notices == (
+        "F16 decoded to float32: 17 tensors",
+        "Q4_0 decoded to float32: 9 tensors",
+    )
+
+
+def test_quantised_weights_stay_quantised():
+    from assay.fast.metal.linear import Plain, Quantised
+
+    config = gpt_oss_config()
+    model, tensors = model_of(config, mode="bfloat16", encoding="BF16")
+    layer = model._weights.layers[0]
+    assert isinstance(layer.gate.matrix, Quantised)
+    assert (
+        layer.gate.matrix.weight.nbytes == tensors["model.layers.0.mlp.experts.gate_proj.weight"].parts["blocks"].nbytes
+    )
+    assert isinstance(layer.q.matrix, Plain)
+    assert layer.q.matrix.weight.nbytes == tensors["model.layers.0.self_attn.q_proj.weight"].nbytes
+
+
+@pytest.mark.parametrize("chunks", [[16], [17], [10, 6, 1, 5], [16, 24], [1] * 20], ids=str)
+def test_longrope_in_chunks(chunks):
+    """Where the long factors set in between chunks, keys cached before stay as they were turned: as in the oracle."""
+    model, tensors = model_of(LONGROPE)
+    tokens = tokens_of(LONGROPE, sum(chunks))
+    cache, pieces = KVCache(), np.split(tokens, np.cumsum(chunks)[:-1])
+    want = np.concatenate([forward(Model(LONGROPE, tensors), piece, cache=cache) for piece in pieces])
+    assert error(traced(model, tokens, chunks)[0], want) < ALLOWANCE
+
+
+@pytest.mark.parametrize("mode", ["float32", "bfloat16"])
+def test_looking_changes_nothing(mode):
+    config = gpt_oss_config()
+    model, _ = model_of(config, mode=mode)
+    tokens = tokens_of(config, 40)
+    np.testing.assert_array_equal(traced(model, tokens, [40])[0], model.forward(tokens))
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("mode", ["float32", "bfloat16"])
+def test_greedy_is_the_most_likely_token_each_time(name, mode):
+    """Past the window, with the device a step ahead."""
+    config = CONFIGS[name]
+    model, _ = model_of(config, mode=mode)
+    prompt, cache, expected = tokens_of(config, 6), model.new_cache(), []
+    new = prompt
+    for _ in range(12):
+        expected.append(int(model.forward(new, cache=cache)[-1].argmax()))
+        new = np.array(expected[-1:])
+    steps = model.greedy(prompt)
+    assert [next(steps) for _ in range(12)] == expected
+
+
+def test_a_batch_is_its_sequences():
+    config = gpt_oss_config(sliding_window=5)
+    model, _ = model_of(config)
+    tokens = np.stack([tokens_of(config, 14, seed) for seed in range(3)])
+    cache = model.new_cache()
+    logits = np.concatenate(
+        [model.forward_batch(tokens[:, a:b], cache=cache) for a, b in ((0, 9), (9, 10), (10, 14))], 1
+    )
+    for row, got in zip(tokens, logits, strict=True):
+        assert error(got, model.forward(row)) < ALLOWANCE
+
+
+def test_taps_are_read_only_and_a_failed_pass_leaves_the_cache_as_it_was():
+    config = gpt_oss_config(sliding_window=5)
+    model, _ = model_of(config)
+    tokens = tokens_of(config, 14)
+
+    def fail(name, array):
+        assert not array.flags.writeable
+        if name == "layers.2.attn_out":
+            raise KeyError(name)
+
+    cache = model.new_cache()
+    expected = traced(model, tokens, [7, 1, 6])[0]
+    model.forward(tokens[:7], cache=cache)
+    for T in (7, 1):
+        with pytest.raises(KeyError):
+            model.forward(tokens[7 : 7 + T], cache=cache, tap=fail)
+        assert cache.length == 7
+    np.testing.assert_array_equal(model.forward(tokens[7:8], cache=cache), expected[7:8])
+    np.testing.assert_array_equal(model.forward(tokens[8:], cache=cache), expected[8:])
+
+
+def test_two_sequences_share_a_model():
+    config = llama_config(sliding_window=5)
+    model, _ = model_of(config)
+    tokens, one, two = tokens_of(config, 20), model.new_cache(), model.new_cache()
+    for t in range(10):
+        first = model.forward(tokens[t : t + 1], cache=one)
+        model.forward(tokens[10 + t : 11 + t], cache=two)
+    assert error(first, model.forward(tokens[:10])[-1:]) < ALLOWANCE
+
+
+def test_bad_input():
+    """Token ids, caches and weights: one message each, before anything runs."""
+    from assay.fast.metal import MetalModel
+
+    config, name = llama_config(), "model.layers.1.mlp.up_proj.weight"
+    model, tensors = model_of(config)
+    with pytest.raises(ValueError, match="token id 101 at position 1: the vocabulary has ids 0 to 100"):
+        model.forward(np.array([3, 101]))
+    with pytest.raises(ValueError, match="token id -1 at position 0"):
+        next(model.greedy(np.array([-1])))
+    with pytest.raises(ValueError, match="another configuration"):
+        model.forward(np.array([1]), cache=model_of(gpt_oss_config())[0].new_cache())
+    up = tensors.pop(name)
+    with pytest.raises(CheckpointError, match=rf"{name}: tensor missing"):
+        MetalModel(config, tensors)
+    tensors[name] = Tensor(name, up.shape[::-1], up.encoding, {"values": up.parts["values"].T})
+    with pytest.raises(CheckpointError, match=r"expected: \[160, 96\]\n  got: \[96, 160\]"):
+        MetalModel(config, tensors)

@@ -1,0 +1,77 @@
+"""With no MLX, or one too old: a message with what to do, and everything else works. Most of this needs no MLX."""
+
+import subprocess
+import sys
+
+import pytest
+
+from tests.checkpoint_files import CHECKPOINTS
+
+WITHOUT_MLX = "import sys; sys.modules['mlx'] = sys.modules['mlx.core'] = sys.modules['mlx_lm'] = None\n"
+
+
+def python(program: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120)
+
+
+def without_mlx(*arguments: object) -> subprocess.CompletedProcess[str]:
+    """The command line in a process where MLX cannot be imported."""
+    return python(f"{WITHOUT_MLX}from assay.cli.main import main; main({[str(a) for a in arguments]})")
+
+
+def test_without_mlx(tmp_path):
+    model, golden = CHECKPOINTS / "llama/hf", tmp_path / "g.safetensors"
+    recorded = without_mlx("record", model, "--tokens", "9,10,11", "--out", golden)
+    assert recorded.returncode == 0, recorded.stderr
+    assert without_mlx("check", golden, "--backend", "cpu").returncode == 0
+    for arguments in (
+        ("check", golden, "--backend", "metal"),
+        ("generate", model, "--tokens", "9", "--backend", "metal"),
+    ):
+        refused = without_mlx(*arguments)
+        assert refused.returncode == 2
+        assert refused.stderr.startswith("assay: backend 'metal' needs")
+        assert refused.stderr.endswith("what to do: pip install 'assay[metal]'\n")
+    refused = without_mlx("check", golden, "--backend", "mlx-lm")
+    assert refused.returncode == 2
+    assert refused.stderr.endswith("what to do: pip install 'assay[peers]'\n")
+
+
+def with_version(version: str) -> subprocess.CompletedProcess[str]:
+    """Import the MLX path beside something that calls itself MLX of this version."""
+    return python(
+        "import sys, types; core = types.ModuleType('mlx.core'); mlx = types.ModuleType('mlx'); mlx.core = core\n"
+        f"core.__version__ = {version!r}; sys.modules |= {{'mlx': mlx, 'mlx.core': core}}\n"
+        "from assay.loaders.errors import CheckpointError\n"
+        "try:\n    import assay.fast.metal\nexcept CheckpointError as error:\n    print(error)"
+    )
+
+
+@pytest.mark.parametrize("version", ["0.29.3", "0.9.0", "0.29.0.dev20251001"])
+def test_too_old(version):
+    assert with_version(version).stdout == (
+        f"MLX {version} is not supported\n  expected: 0.30 or later\n"
+        "  what to do: pip install 'assay[metal]' --upgrade\n"
+    )
+
+
+@pytest.mark.parametrize("version", ["0.30.0", "1.0.0", "0.31.0.dev2025"])
+def test_new_enough(version):
+    """It goes on, to what that empty module lacks."""
+    done = with_version(version)
+    assert done.stdout == ""
+    assert "module 'mlx.core' has no attribute" in done.stderr
+
+
+@pytest.mark.peers
+def test_generate():
+    """Greedy ids of all three engines are the same."""
+    from tests.cli.run import run
+
+    results = [
+        run("generate", CHECKPOINTS / "llama/hf", "--tokens", "9,10,11", "--max-tokens", 12, "--backend", backend)
+        for backend in ("reference", "cpu", "metal")
+    ]
+    assert [result.status for result in results] == [0, 0, 0]
+    assert len({result.out for result in results}) == 1
+    assert len(results[0].out.split()) == 12

@@ -1,0 +1,96 @@
+"""Mistakes made in transformers get the right name; faults that the catalogue does not know get none."""
+
+from typing import Any
+
+import pytest
+
+from tests.golden import injected_attention as attention
+from tests.golden import injected_layers as layers
+from tests.golden.injection import check, inject
+from tests.golden.test_injected_mistakes_peers import CASES, Goldens, Mistake, goldens
+
+pytestmark = pytest.mark.peers
+__all__ = ["goldens"]
+
+# what our catalogue calls what tests/golden/injected_*.py do to transformers
+TWINS: dict[Any, str | None] = {
+    attention.yarn_ramp_rounded: "yarn-ramp-rounded",
+    attention.yarn_attention_factor_missing: "yarn-factor-missing",
+    attention.yarn_attention_factor_squared: "yarn-factor-twice",
+    attention.rope_base_10000: "rope-base-10000",
+    attention.yarn_scales_positions: "yarn-scales-positions",
+    attention.yarn_from_the_new_context: "yarn-new-context",
+    attention.rope_turns_neighbours: "rope-neighbours",
+    attention.rope_angles_in_bfloat16: "rope-angles-bfloat16",
+    attention.window_one_more: "window-one-more",
+    attention.window_one_less: "window-one-less",
+    attention.window_missing: "window-missing",
+    attention.mistral_window_missing: "window-missing",
+    attention.window_on_all_layers: "window-on-all-layers",
+    attention.window_on_the_other_layers: "window-on-other-layers",
+    attention.sinks_missing: "sinks-missing",
+    attention.sinks_counted_twice: "sinks-twice",
+    attention.sinks_of_the_next_head: "sinks-of-the-next-head",
+    attention.scores_scaled_by_hidden_size: "scale-by-hidden-size",
+    attention.query_heads_share_keys_by_turns: "heads-share-by-turns",
+    attention.cached_values_rolled: None,  # rolls within the ring of a window less one; ours rolls the whole past
+    attention.positions_restart_in_each_chunk: "positions-restart",
+    attention.positions_one_late_after_the_first_chunk: "positions-one-late",
+    attention.cached_keys_skipped: "cached-keys-skipped",
+    attention.queries_and_keys_permuted: "qk-rows-to-neighbours",
+    attention.keys_permuted: "k-rows-to-neighbours",
+    attention.query_bias_missing: "q-bias-missing",
+    attention.output_projection_transposed: "o-transposed",
+    layers.clamp_missing: "clamp-missing",
+    layers.activation_is_plain_silu: "silu-plain",
+    layers.plus_one_missing: "plus-one-missing",
+    layers.gate_and_up_swapped: "gate-up-swapped",
+    layers.gate_and_up_not_interleaved: "gate-up-not-interleaved",
+    layers.gate_and_up_swapped_in_the_weights: "gate-up-matrices-swapped",
+    layers.down_projection_transposed: "expert-down-transposed",
+    layers.gate_bias_missing: "gate-up-bias-missing",
+    layers.down_bias_missing: "down-bias-missing",
+    layers.down_bias_once_per_rank: "down-bias-per-rank",
+    layers.reduced_twice: "reduced-twice",
+    layers.softmax_over_all_experts: "softmax-over-all-experts",
+    layers.router_in_bfloat16: "router-bfloat16",
+    layers.router_bias_missing: "router-bias-missing",
+    layers.experts_chosen_without_bias: "experts-chosen-without-bias",
+    layers.expert_weights_in_the_wrong_slot: "expert-weights-wrong-slot",
+    layers.mxfp4_nibbles_swapped: "mxfp4-nibbles-swapped",
+    layers.mxfp4_nibbles_from_block_halves: "mxfp4-read-as-halves",
+    layers.scale_exponents_one_too_large: "mxfp4-down-exponent-high",
+    layers.one_scale_one_too_large: None,
+    layers.norm_epsilon_ten_times_smaller: "norm-epsilon-smaller",
+    layers.norm_weight_plus_one: "norm-plus-one",
+    layers.head_tied: "head-tied",
+    layers.head_not_tied: None,  # random numbers
+    layers.residual_in_bfloat16: "block-output-bfloat16",
+    layers.gelu_for_silu: "gelu",
+    layers.mlp_bias_missing: "mlp-down-bias-missing",
+    layers.final_norm_missing: "final-norm-missing",
+    layers.embedding_scaled: "embedding-scaled",
+}
+
+
+def twin(family: str, mistake: Mistake) -> str | None:
+    """The catalogue's id."""
+    if mistake.apply is attention.rope_scaling_missing:
+        return "yarn-missing" if family.startswith("gpt-oss") else "llama3-missing"
+    return TWINS[mistake.apply]
+
+
+@pytest.mark.parametrize(("family", "mistake", "mode"), CASES)
+def test_the_mistake_is_named(
+    goldens: Goldens,
+    monkeypatch: pytest.MonkeyPatch,
+    family: str,
+    mistake: Mistake,
+    mode: str,
+) -> None:
+    golden = goldens(family)
+    inject(mistake.apply, monkeypatch)
+    _, report = check(golden, mode)
+    cause = report["cause"]
+    assert report["first_divergence"]["tap"] == mistake.tap
+    assert (cause and cause["id"]) == twin(family, mistake), cause
