@@ -56,7 +56,7 @@ def check(
     recorded = load_golden(golden)
     checkpoint = _checkpoint_of(recorded, model)
     tokens, chunks = recorded.provenance.tokens, recorded.provenance.chunks
-    report = None
+    report, versions = None, {}
     if dump is not None:
         opened = open_dump(dump, checkpoint.config if checkpoint else None, names)
         label, taps = str(dump), opened.taps
@@ -78,11 +78,12 @@ def check(
         ) as advance:
             engine = open_backend(backend, checkpoint, mode)
             taps = engine.run(tokens, chunks, recorded.provenance.taps, advance)
-        judged_by = profile_named(profile or engine.profile)
+        judged_by, versions = profile_named(profile or engine.profile), dict(engine.versions)
     if report is None:
         layers = checkpoint.config.num_hidden_layers if checkpoint else 0
         with progress("forced pass", 2 * len(chunks) * layers) as advance:
             report = check_taps(recorded, checkpoint, taps, label, judged_by, advance, strict=strict)
+    report.versions = versions
     if json_file is not None:
         write_json(report.as_json(), json_file)
     if json_file != "-":

@@ -1,6 +1,6 @@
 """The check: is each of a backend's taps what the oracle computes from the backend's own earlier taps?"""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,6 +21,10 @@ from assay.golden.structure import describe
 from assay.loaders.checkpoint import Checkpoint
 from assay.reference.taps import TapSpec, tap_shape, tap_table
 
+# handed each tap as it is judged: its name, expected, got, noisy (None where only the golden is at hand)
+Observer = Callable[[str, np.ndarray, np.ndarray, np.ndarray | None], None] | None
+
+SCHEMA = 1  # of the report as JSON: docs/report.schema.json
 END_TO_END_ALLOWANCE = 100.0  # multiples of the unit roundoff, where only the golden is at hand
 
 
@@ -41,7 +45,7 @@ class TapResult:
 
 @dataclass
 class Report:
-    """What a check found; `as_json` is the documented form (architecture.md, command line)."""
+    """What a check found; `as_json` is the documented form (docs/report.md)."""
 
     verdict: str
     scope: str  # "forced": local errors; "end-to-end": golden alone
@@ -55,6 +59,7 @@ class Report:
     cause: dict[str, Any] | None = None
     deviations: list[dict[str, Any]] = field(default_factory=list)
     reason: str | None = None
+    versions: dict[str, str] = field(default_factory=dict)  # of the backend and what it stands on, where it says
 
     @property
     def first_divergence(self) -> TapResult | None:
@@ -66,11 +71,13 @@ class Report:
         first = self.first_divergence
         keys = ("tap", "local_error", "inherited_error", "noise", "ratio", "worst_position", "worst")
         report = {
+            "schema": SCHEMA,
             "verdict": self.verdict,
             "reason": self.reason,
             "scope": self.scope,
             "backend": self.backend,
             "profile": self.profile,
+            "versions": self.versions,
             "allowance": ALLOWANCE if self.scope == "forced" else END_TO_END_ALLOWANCE,
             "first_divergence": None if first is None else {key: getattr(first, key) for key in keys},
             "cause": self.cause,
@@ -101,15 +108,16 @@ def check(
     progress: Progress = None,
     *,
     strict: bool = False,
+    observe: Observer = None,
 ) -> Report:
     """Check a backend's taps against a golden: tap by tap with the checkpoint, end to end without.
 
-    The profile's known deviations are accepted and listed, unless `strict`.
+    The profile's known deviations are accepted and listed, unless `strict`. `observe` sees the tensors compared.
 
     Raises GoldenError if the golden is of another checkpoint, or a tap has a shape that cannot be its own.
     """
     if checkpoint is None:
-        return _check_end_to_end(golden, taps, backend, profile)
+        return _check_end_to_end(golden, taps, backend, profile, observe)
     require_same_checkpoint(golden, checkpoint)
     table = tap_table(checkpoint.config)
     taps = {name: _fitting(name, table[name], taps[name], golden, checkpoint) for name in table if name in taps}
@@ -141,6 +149,8 @@ def check(
             first = name, found
         verdict = "match" if found.allowed else "diverges" if left is None else "known-deviation"
         results.append(_result(name, found, _inherited(name, spec, expected, golden, taps), verdict))
+        if observe is not None:
+            observe(name, expected[name], taps[name], noisy[name])
     structure = cause = None
     if first is not None:
         cause = diagnosis.cause(*first)
@@ -221,7 +231,9 @@ def _inherited(
     return relative(ours - theirs, theirs)
 
 
-def _check_end_to_end(golden: Golden, taps: Mapping[str, np.ndarray], backend: str, profile: Profile) -> Report:
+def _check_end_to_end(
+    golden: Golden, taps: Mapping[str, np.ndarray], backend: str, profile: Profile, observe: Observer
+) -> Report:
     """Compare with the golden's own values: without the checkpoint, what is local and what inherited is unknown."""
     shared = [name for name in golden.taps if name in taps]
     if not shared:
@@ -239,6 +251,8 @@ def _check_end_to_end(golden: Golden, taps: Mapping[str, np.ndarray], backend: s
         good = nonfinite == 0 and error <= END_TO_END_ALLOWANCE * noise
         verdict = "match" if good else "diverges"
         results.append(TapResult(name, None, error, noise, error / noise, verdict, None, None, nonfinite))
+        if observe is not None:
+            observe(name, ours, theirs, None)
     return Report(
         verdict="diverges" if any(r.verdict == "diverges" for r in results) else "match",
         scope="end-to-end",

@@ -14,7 +14,7 @@ from tests.golden.faults import jolted, taps_with
 IDS = ",".join(map(str, tokens_of("gpt_oss")))
 KEYS = {
     *("verdict", "first_divergence", "cause", "deviations", "logits", "routing", "taps", "not_supplied", "structure"),
-    *("scope", "backend", "profile", "reason", "allowance"),
+    *("scope", "backend", "profile", "reason", "allowance", "schema", "versions"),
 }
 
 
@@ -78,6 +78,7 @@ def test_json_on_stdout_is_nothing_but_json(folder):
     assert (result.status, report["verdict"], report["first_divergence"]) == (0, "match", None)
     assert set(report) >= KEYS
     assert report["not_supplied"] == []
+    assert report["versions"] == {"numpy": np.__version__}
     assert [tap["tap"] for tap in report["taps"]] == load_golden(folder / "g.safetensors").provenance.taps
 
 

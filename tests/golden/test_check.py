@@ -370,3 +370,21 @@ def test_a_dead_fault_would_be_noticed():
     for name in IN_LAYER_0:
         if name != "logits":
             assert np.abs(taps_with({name: jolted})["logits"] - clean).max() > 1e-6, name
+
+
+@pytest.mark.parametrize("checkpoint", [True, False])
+def test_an_observer_sees_the_tensors_compared(checkpoint):
+    taps, seen = taps_with({"layers.1.attn_heads": jolted}), {}
+    report = check(
+        golden_of(),
+        opened(GPT_OSS) if checkpoint else None,
+        taps,
+        "faulty",
+        PROFILES["float32"],
+        observe=lambda name, expected, got, noisy: seen.setdefault(name, (expected, got, noisy)),
+    )
+    assert list(seen) == [result.tap for result in report.taps]
+    expected, got, noisy = seen["layers.1.attn_heads"]
+    np.testing.assert_array_equal(got, taps["layers.1.attn_heads"])
+    np.testing.assert_allclose(jolted(expected), got, 1e-12 if checkpoint else 0)
+    assert (noisy is not None) is checkpoint
