@@ -9,10 +9,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from assay.golden.emulation import Emulation, split_name, with_product
-from assay.golden.rounding import to_bfloat16, to_float16, to_q8_k
+from assay.golden.rounding import to_bfloat16, to_float16
 from assay.reference.config import Config, FrequencyFactors, GptOssConfig, YarnScaling
 from assay.reference.model import Model
-from assay.reference.precision import round_q8
+from assay.reference.precision import round_q8, round_q8_K
 from assay.reference.rope import apply_rope, inverse_frequencies
 
 Rounding = Callable[[np.ndarray], np.ndarray]
@@ -22,7 +22,7 @@ Rounding = Callable[[np.ndarray], np.ndarray]
 OPERAND: Mapping[str, Rounding] = {
     **dict.fromkeys(("Q4_0", "Q5_0", "Q8_0", "MXFP4", "NVFP4", "IQ4_NL", "Q1_0", "Q2_0"), round_q8),
     **dict.fromkeys(("Q4_1", "Q5_1"), round_q8),
-    **dict.fromkeys(("Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K"), to_q8_k),
+    **dict.fromkeys(("Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K"), round_q8_K),
     "BF16": to_bfloat16,
     "F16": to_float16,
 }

@@ -1,4 +1,4 @@
-"""Roundings of float32 to what a backend stores or multiplies: fewer mantissa bits, float16, ggml's Q8_K."""
+"""Roundings of float32 to what a backend stores or multiplies: fewer mantissa bits, float16."""
 
 import numpy as np
 
@@ -22,17 +22,3 @@ def to_float16(x: np.ndarray) -> np.ndarray:
     """x rounded to float16, its range included; the dtype stays."""
     with np.errstate(over="ignore"):
         return x.astype(np.float16).astype(x.dtype)
-
-
-def to_q8_k(x: np.ndarray) -> np.ndarray:
-    """x [..., I] as ggml hands it to a K-quantised product: int8 times a float32 scale, by blocks of 256.
-
-    The element of largest magnitude becomes -127; halves go to even. From ggml-quants.c `quantize_row_q8_K_ref`.
-    """
-    blocks = x.astype(np.float32).reshape(*x.shape[:-1], -1, 256)
-    at = np.abs(blocks).argmax(axis=-1, keepdims=True)
-    extreme = np.take_along_axis(blocks, at, axis=-1)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        factor = np.float32(-127) / extreme
-        rounded = np.minimum(np.rint(blocks * factor), 127) * (np.float32(1) / factor)
-    return np.where(extreme == 0, 0, rounded).reshape(x.shape).astype(x.dtype)

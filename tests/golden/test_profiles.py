@@ -12,15 +12,12 @@ from assay.golden.emulate_llamacpp import _ggml_rope_tables, _summed_in_float16
 from assay.golden.emulation import Emulation, with_product
 from assay.golden.forced import forced_pass
 from assay.golden.noise import PROFILES
-from assay.golden.rounding import to_bfloat16, to_float16, to_q8_k
-from assay.reference.formats import Q8_K
+from assay.golden.rounding import to_bfloat16, to_float16
 from assay.reference.ops import attention_heads, attention_mask, attention_weights
 from assay.reference.rope import rope_tables
 from assay.reference.taps import default_taps
 from tests.checkpoint_files import opened, tokens_of
 from tests.golden.faults import GPT_OSS
-
-floats = st.integers(-(2**20), 2**20).map(lambda n: n / 1024)
 
 
 @given(hnp.arrays(np.float32, 20, elements=st.floats(width=32, allow_nan=False)))
@@ -28,22 +25,6 @@ def test_16_bit_roundings(x):
     with np.errstate(over="ignore"):
         np.testing.assert_array_equal(to_bfloat16(x), x.astype(ml_dtypes.bfloat16).astype(np.float32))
         np.testing.assert_array_equal(to_float16(x), x.astype(np.float16).astype(np.float32))
-
-
-@given(hnp.arrays(np.float32, (2, 256), elements=floats))
-def test_q8_k_is_within_half_a_step_and_exact_at_the_extreme(x):
-    rounded = to_q8_k(x)
-    largest = np.abs(x).max(axis=1, keepdims=True)
-    assert np.all(np.abs(rounded - x) <= largest / 127 * 0.5001)
-    at = np.abs(x).argmax(axis=1)
-    np.testing.assert_allclose(rounded[[0, 1], at], x[[0, 1], at], rtol=1e-6)
-
-
-def test_q8_k_literally():
-    x = np.zeros((1, 256), np.float32)
-    x[0, :5] = [254, 1, 3, -5, 2]  # the step is 2 downwards: codes -127, -0.5, -1.5, 2.5, -1, halves to even
-    assert to_q8_k(x)[0, :6].tolist() == [254, 0, 4, -4, 2, 0]
-    assert Q8_K.elements == x.shape[1]
 
 
 def test_weights_with_a_product_of_their_own():

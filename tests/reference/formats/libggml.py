@@ -12,15 +12,13 @@ NUMBERS = {type.name: number for number, type in GGML_TYPES.items()}
 
 
 @functools.cache
-def library() -> ctypes.CDLL:
-    """libggml-base, which holds every conversion."""
+def library(name: str = "ggml-base") -> ctypes.CDLL:
+    """libggml-base, which holds every conversion, or another one beside it."""
     import llama_cpp
 
     folder = Path(llama_cpp.__file__).parent / "lib"
-    (path,) = (p for p in folder.iterdir() if p.name in ("libggml-base.so", "libggml-base.dylib", "ggml-base.dll"))
-    found = ctypes.CDLL(str(path))
-    found.ggml_quantize_chunk.restype = ctypes.c_size_t
-    return found
+    (path,) = (p for p in folder.iterdir() if p.name in (f"lib{name}.so", f"lib{name}.dylib", f"{name}.dll"))
+    return ctypes.CDLL(str(path))
 
 
 def _pointer(array: np.ndarray) -> ctypes.c_void_p:
@@ -44,7 +42,9 @@ def quantize(name: str, values: np.ndarray) -> np.ndarray:
     values = np.ascontiguousarray(values, np.float32)
     rows, columns = values.shape
     blocks = np.empty((rows, columns // type.elements, type.nbytes), np.uint8)
-    written = library().ggml_quantize_chunk(
+    chunk = library().ggml_quantize_chunk
+    chunk.restype = ctypes.c_size_t
+    written = chunk(
         ctypes.c_int(NUMBERS[name]),
         _pointer(values),
         _pointer(blocks),
@@ -55,3 +55,13 @@ def quantize(name: str, values: np.ndarray) -> np.ndarray:
     )
     assert written == blocks.nbytes
     return blocks
+
+
+def rounded(name: str, values: np.ndarray) -> np.ndarray:
+    """float32 values [..., I] through the CPU backend's own `quantize_row_*`, which rounds activations, and back."""
+    type = GGML_TYPES[NUMBERS[name]]
+    values = np.ascontiguousarray(values, np.float32)
+    blocks = np.empty((values.size // type.elements, type.nbytes), np.uint8)
+    quantize_row = getattr(library("ggml-cpu"), f"quantize_row_{name.lower().replace('_k', '_K')}")
+    quantize_row(_pointer(values), _pointer(blocks), ctypes.c_int64(values.size))
+    return dequantize(name, blocks).reshape(values.shape)
