@@ -66,18 +66,26 @@ class MetalModel:
 
         So the cache is always one token ahead of what was yielded.
         """
-        cache = self._own(cache)
-        token_BT = mx.array(checked_tokens(self.config, tokens)[None])
-        if token_BT.shape[1] > 1:
+        token_BT = checked_tokens(self.config, tokens)[None]
+        return (int(token_B[0]) for token_B in self._greedy(token_BT, self._own(cache)))
+
+    def greedy_batch(self, tokens: np.ndarray, *, cache: MetalCache | None = None) -> Iterator[np.ndarray]:
+        """Yield the most likely tokens [B] of B sequences of T tokens each; otherwise as `greedy`."""
+        token_BT = np.stack([checked_tokens(self.config, row) for row in np.asarray(tokens)])
+        return self._greedy(token_BT, self._own(cache))
+
+    def _greedy(self, token_BT: np.ndarray, cache: MetalCache) -> Iterator[np.ndarray]:
+        prompt_BT = mx.array(token_BT)
+        if prompt_BT.shape[1] > 1:
             # of all but the last token only keys and values are wanted: what is not asked for MLX never computes
-            self._body(token_BT[:, :-1], cache, _nothing)
-            _commit(cache, token_BT.shape[1] - 1)
+            self._body(prompt_BT[:, :-1], cache, _nothing)
+            _commit(cache, prompt_BT.shape[1] - 1)
             mx.async_eval(cache.arrays)
-        token = self._next(token_BT[:, -1:], cache)
+        token_B = self._next(prompt_BT[:, -1:], cache)
         while True:
-            following = self._next(token[:, None], cache)
-            yield int(token.item())
-            token = following
+            following_B = self._next(token_B[:, None], cache)
+            yield np.array(token_B)
+            token_B = following_B
 
     def _own(self, cache: MetalCache | None) -> MetalCache:
         cache = self.new_cache() if cache is None else cache

@@ -1,6 +1,7 @@
 """Whole models through MLX against the oracle in float64: taps, chunks, batches, decoding."""
 
 from dataclasses import replace
+from itertools import islice
 
 import numpy as np
 import pytest
@@ -150,8 +151,7 @@ def test_greedy_is_the_most_likely_token_each_time(name, mode):
     for _ in range(12):
         expected.append(int(model.forward(new, cache=cache)[-1].argmax()))
         new = np.array(expected[-1:])
-    steps = model.greedy(prompt)
-    assert [next(steps) for _ in range(12)] == expected
+    assert list(islice(model.greedy(prompt), 12)) == expected
 
 
 def test_a_batch_is_its_sequences():
@@ -164,6 +164,14 @@ def test_a_batch_is_its_sequences():
     )
     for row, got in zip(tokens, logits, strict=True):
         assert error(got, model.forward(row)) < ALLOWANCE
+
+
+def test_a_greedy_batch_is_its_sequences():
+    config = gpt_oss_config(sliding_window=5)
+    model, _ = model_of(config)
+    tokens = np.stack([tokens_of(config, 6, seed) for seed in range(3)])
+    together = np.stack(list(islice(model.greedy_batch(tokens), 10)), axis=1)
+    np.testing.assert_array_equal(together, [list(islice(model.greedy(row), 10)) for row in tokens])
 
 
 def test_taps_are_read_only_and_a_failed_pass_leaves_the_cache_as_it_was():
@@ -206,7 +214,9 @@ def test_bad_input():
     with pytest.raises(ValueError, match="token id 101 at position 1: the vocabulary has ids 0 to 100"):
         model.forward(np.array([3, 101]))
     with pytest.raises(ValueError, match="token id -1 at position 0"):
-        next(model.greedy(np.array([-1])))
+        model.greedy(np.array([-1]))
+    with pytest.raises(ValueError, match="token id 101 at position 1"):
+        model.greedy_batch(np.array([[3, 4], [5, 101]]))
     with pytest.raises(ValueError, match="another configuration"):
         model.forward(np.array([1]), cache=model_of(gpt_oss_config())[0].new_cache())
     up = tensors.pop(name)

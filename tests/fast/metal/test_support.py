@@ -5,7 +5,8 @@ import sys
 
 import pytest
 
-from tests.checkpoint_files import CHECKPOINTS
+from tests.checkpoint_files import CHECKPOINTS, copied, edit_json
+from tests.cli.run import refused, run
 
 WITHOUT_MLX = "import sys; sys.modules['mlx'] = sys.modules['mlx.core'] = sys.modules['mlx_lm'] = None\n"
 
@@ -63,15 +64,36 @@ def test_new_enough(version):
     assert "module 'mlx.core' has no attribute" in done.stderr
 
 
-@pytest.mark.peers
-def test_generate():
-    """Greedy ids of all three engines are the same."""
-    from tests.cli.run import run
+LLAMA = CHECKPOINTS / "llama/hf"
 
-    results = [
-        run("generate", CHECKPOINTS / "llama/hf", "--tokens", "9,10,11", "--max-tokens", 12, "--backend", backend)
-        for backend in ("reference", "cpu", "metal")
-    ]
-    assert [result.status for result in results] == [0, 0, 0]
-    assert len({result.out for result in results}) == 1
-    assert len(results[0].out.split()) == 12
+
+def generated(backend: str, *arguments: object, model: object = LLAMA) -> list[int]:
+    result = run("generate", model, "--tokens", "9,10,11", "--max-tokens", 12, "--backend", backend, *arguments)
+    assert result.status == 0, result
+    return [int(word) for word in result.out.split()]
+
+
+@pytest.mark.peers
+@pytest.mark.parametrize("sampling", [(), ("--temperature", 1.3, "--seed", 4), ("--repetition-penalty", 1.5)], ids=str)
+def test_generate(sampling):
+    """All three engines choose, or draw, the same tokens."""
+    ids = generated("reference", *sampling)
+    assert len(ids) == 12
+    assert generated("metal", *sampling) == generated("cpu", *sampling) == ids
+
+
+@pytest.mark.peers
+def test_generate_ends_after_a_stop_token(tmp_path):
+    """Though the device is a token ahead."""
+    ids = generated("metal", "--mode", "bfloat16")
+    assert ids[2] not in ids[:2]
+    folder = copied("llama/hf", tmp_path / "hf")
+    edit_json(folder / "generation_config.json", lambda c: c.__setitem__("eos_token_id", [1, ids[2]]))
+    assert generated("metal", "--mode", "bfloat16", model=folder) == ids[:3]
+
+
+def test_modes_are_the_backend_s_own():
+    for backend, known in (("cpu", "exact, q8"), ("metal", "float32, bfloat16"), ("reference", "none")):
+        message = refused("generate", LLAMA, "--tokens", "9", "--backend", backend, "--mode", "int4")
+        assert f"backend '{backend}' has no mode 'int4'" in message
+        assert f"expected: {known}" in message
