@@ -47,6 +47,7 @@ def check(
     from assay.golden.check import incomparable_tokens, require_same_checkpoint
     from assay.golden.errors import GoldenError
     from assay.golden.noise import profile_named
+    from assay.golden.record import checkpoint_of
     from assay.golden.report import print_report
     from assay.golden.store import load_golden
 
@@ -59,7 +60,7 @@ def check(
     if html is not None and not html.absolute().parent.is_dir():
         raise GoldenError("no such folder", where=html.absolute().parent)
     recorded = load_golden(golden)
-    checkpoint = _checkpoint_of(recorded, model)
+    checkpoint = checkpoint_of(recorded, model)
     tokens, chunks = recorded.provenance.tokens, recorded.provenance.chunks
     report, versions = None, {}
     if dump is not None:
@@ -99,17 +100,6 @@ def check(
     if json_file != "-":
         print_report(report, console)
     raise typer.Exit({"match": 0, "known-deviation": 0, "diverges": 1, "incomparable": 2}[report.verdict])
-
-
-def _checkpoint_of(golden: "Golden", model: Path | None) -> "Checkpoint | None":
-    """The checkpoint given, or the one the golden's record of it leads to; None if there is none any more."""
-    from assay.loaders import open_checkpoint
-
-    if model is not None:
-        return open_checkpoint(model)
-    assert golden.path is not None
-    recorded = golden.path.parent / golden.provenance.checkpoint
-    return open_checkpoint(recorded) if recorded.exists() else None
 
 
 def _details(golden: "Golden", checkpoint: "Checkpoint | None", profile: "Profile") -> "Details":

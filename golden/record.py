@@ -11,7 +11,7 @@ import numpy as np
 from assay.golden.backends import Backend, Progress
 from assay.golden.errors import GoldenError
 from assay.golden.store import Golden, Provenance
-from assay.loaders.checkpoint import Checkpoint
+from assay.loaders.checkpoint import Checkpoint, open_checkpoint
 from assay.reference.config import Config, GptOssConfig
 from assay.reference.taps import default_taps, tap_table
 
@@ -84,6 +84,16 @@ def record(
         coverage=coverage(checkpoint.config, len(tokens), {name: values[name] for name in observed if name in values}),
     )
     return Golden(provenance, {name: values[name] for name in provenance.taps})
+
+
+def checkpoint_of(golden: Golden | None, model: Path | None) -> Checkpoint | None:
+    """The checkpoint given, or the one that the golden's record of it leads to; None if there is none any more."""
+    if model is not None:
+        return open_checkpoint(model)
+    if golden is None or golden.path is None:
+        return None
+    recorded = golden.path.parent / golden.provenance.checkpoint
+    return open_checkpoint(recorded) if recorded.exists() else None
 
 
 def coverage_taps(config: Config) -> list[str]:

@@ -104,6 +104,24 @@ def open_dump(path: str | Path, config: Config | None = None, names: str | None 
     """
     path = Path(path)
     arrays, metadata, profile = _read(path)
+    tokens = _tokens(metadata, path)
+    if "assay" in metadata:
+        profile = str(json.loads(metadata["assay"]).get("profile", profile))
+    return Dump(_by_tap(arrays, path, config, names), profile, tokens)
+
+
+def dump_of(arrays: Mapping[str, np.ndarray], config: Config | None = None, names: str | None = None) -> Dump:
+    """Arrays at hand as a dump; the profile is what their dtypes suggest."""
+    short = ("bfloat16", "float16")  # bfloat16 as ml_dtypes has it
+    dtypes = {array.dtype.name for array in arrays.values()}
+    profile = next((name for name in short if name in dtypes), "float32")
+    widened = {name: a.astype(np.float32) if a.dtype.name in short else a for name, a in arrays.items()}
+    return Dump(_by_tap(widened, None, config, names), profile, None)
+
+
+def _by_tap(
+    arrays: Mapping[str, np.ndarray], path: Path | None, config: Config | None, names: str | None
+) -> Mapping[str, np.ndarray]:
     stored = _matched(list(arrays), _name_map(names)) if names else {name: name for name in arrays}
     if not stored:
         raise GoldenError(
@@ -113,11 +131,7 @@ def open_dump(path: str | Path, config: Config | None = None, names: str | None 
     if own_map and config and (unknown := [tap for tap in stored if tap not in tap_table(config)]):
         raise GoldenError(f"the name map leads to {unknown[0]!r}, which is no tap of this model", where=names)
     paired = names == "llama.cpp" and isinstance(config, LlamaConfig)  # llama.cpp rotates Llama in neighbour pairs
-    head_dim = config.head_dim if config is not None else 2
-    tokens = _tokens(metadata, path)
-    if "assay" in metadata:
-        profile = str(json.loads(metadata["assay"]).get("profile", profile))
-    return Dump(_Renamed(arrays, stored, paired, head_dim), profile, tokens)
+    return _Renamed(arrays, stored, paired, config.head_dim if config is not None else 2)
 
 
 def _read(path: Path) -> tuple[Mapping[str, np.ndarray], dict[str, str], str]:
