@@ -15,9 +15,12 @@ if TYPE_CHECKING:
 def check(
     golden: Annotated[Path, typer.Argument(help="A golden that `assay record` wrote.")],
     backend: Annotated[
-        str | None, typer.Option(help="Run this backend: reference, cpu, metal, transformers, llama.cpp or mlx-lm.")
+        str | None,
+        typer.Option(help="Run this backend: reference, cpu, metal, transformers, llama.cpp, mlx-lm or a plugin's."),
     ] = None,
-    dump: Annotated[Path | None, typer.Option(help="Or check taps that an engine wrote: safetensors or npz.")] = None,
+    dump: Annotated[
+        Path | None, typer.Option(help="Or check taps that an engine wrote: docs/your-own-engine.md.")
+    ] = None,
     names: Annotated[str | None, typer.Option(help="The dump's names: llama.cpp, hf, mlx, or MAP.json.")] = None,
     model: Annotated[
         Path | None, typer.Option(help="The checkpoint; default: where the golden was recorded from.")

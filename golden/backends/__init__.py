@@ -48,9 +48,14 @@ KNOWN = {
 
 
 def open_backend(name: str, checkpoint: Checkpoint, mode: str | None = None) -> Backend:
-    """Load a checkpoint into a backend; GoldenError for an unknown backend or mode, or one not installed."""
+    """Load a checkpoint into a backend, ours or a plugin's; GoldenError if it is unknown, broken or not installed."""
     if name not in KNOWN:
-        raise GoldenError(f"unknown backend {name!r}", expected=", ".join(KNOWN))
+        from assay.golden.backends.plugins import open_plugin, plugin_names
+
+        registered = plugin_names()
+        if name in registered:
+            return open_plugin(name, checkpoint, mode)
+        raise GoldenError(f"unknown backend {name!r}", expected=", ".join([*KNOWN, *registered]))
     known = KNOWN[name]
     if mode is not None and mode not in known.modes:
         raise GoldenError(f"backend {name!r} has no mode {mode!r}", expected=", ".join(known.modes))
