@@ -1,5 +1,7 @@
 """Encodings re-ordered for MLX: by bytes against small literal blocks, by value against the oracle and against MLX."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -7,6 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from assay.fast.metal.layout import Packed, adjacent_nibbles, packed
+from assay.loaders import open_checkpoint
 from assay.reference.formats import (
     BF16,
     F16,
@@ -21,6 +24,8 @@ from assay.reference.formats import (
     Microscaled,
 )
 from assay.reference.weights import Tensor
+from tests.checkpoint_files import CHECKPOINTS
+from tests.cli.run import run
 
 pytestmark = pytest.mark.peers  # importing assay.fast.metal.layout imports MLX
 
@@ -201,3 +206,42 @@ def test_rows_split_by_a_layout_change():
 def test_encodings_that_mlx_has_no_layout_for(encoding):
     parts = {name: np.zeros((1, 1, 1), np.uint8) for name in ("blocks", "scales", "values")}
     assert packed(Tensor("w", (1, 32), encoding, parts)) is None
+
+
+def test_files_that_assay_converts_are_the_same_words(tmp_path: Path) -> None:
+    """gpt-oss from Hugging Face to GGUF to MLX and back: one model's words, the oracle's bits, `verify` agrees."""
+    files = [CHECKPOINTS / "gpt_oss/hf", tmp_path / "a.gguf", tmp_path / "mlx", tmp_path / "b.gguf"]
+    for source, target, container in zip(files, files[1:], ("gguf", "mlx", "gguf"), strict=False):
+        assert run("convert", source, target, "--to", container).status == 0
+        same = run("verify", source, "--same-as", target)
+        assert same.status == 0, same
+        assert "the same: 60 tensors, every bit of every decoded value" in same.text
+    first, *others = [open_checkpoint(path).tensors for path in files]
+    names = [name for name, tensor in first.items() if tensor.encoding is MXFP4]
+    assert len(names) == 9
+    assert [tensors[names[0]].encoding for tensors in others] == [MXFP4_BLOCKS, MXFP4, MXFP4_BLOCKS]
+    for name in names:
+        words = packed(first[name])
+        assert words is not None
+        assert_same_bits(decoded_by_mlx(words), first[name].decode())
+        for tensors in others:
+            found = packed(tensors[name])
+            assert found is not None
+            np.testing.assert_array_equal(found.weight, words.weight)
+            np.testing.assert_array_equal(found.scales, words.scales)
+
+
+def test_q8_0_of_a_file_is_what_assay_converts_it_to(tmp_path: Path) -> None:
+    source, target = CHECKPOINTS / "llama/gguf-q8_0", tmp_path / "mlx"
+    assert run("convert", source, target, "--to", "mlx").status == 0
+    assert run("verify", source, "--same-as", target).status == 0
+    ggml, mlx = open_checkpoint(source).tensors, open_checkpoint(target).tensors
+    names = [name for name, tensor in ggml.items() if tensor.encoding is Q8_0]
+    assert len(names) > 10
+    for name in names:
+        one, other = packed(ggml[name]), packed(mlx[name])
+        assert one is not None
+        assert other is not None
+        np.testing.assert_array_equal(one.weight, other.weight)
+        assert_same_bits(decoded_by_mlx(one), ggml[name].decode())
+        assert_same_bits(decoded_by_mlx(other), ggml[name].decode())
