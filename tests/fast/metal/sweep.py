@@ -1,0 +1,87 @@
+"""The MLX path under the check: every test checkpoint, prompts up to and over a window of 128, whole and in pieces.
+
+    python -m tests.fast.metal.sweep
+
+Needs mlx and, for the checkpoints with that window, transformers. Prints the largest ratio of local error to noise of
+each checkpoint in both modes (the allowance is 4) and the tap it was at; exits with 1 if anything diverges.
+"""
+
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from assay.golden.backends import open_backend
+from assay.golden.check import Report, check
+from assay.golden.measure import ALLOWANCE
+from assay.golden.noise import profile_named
+from assay.golden.record import record, split_into_chunks
+from assay.loaders import Checkpoint, open_checkpoint
+from assay.loaders.convert import convert
+from tests.checkpoint_files import CHECKPOINTS
+from tests.reference.shapes import make_shape
+
+MODES = ("float32", "bfloat16")
+PROMPTS = [  # tokens, chunks: the last token within the window, at its edge, just over it, and far over it
+    *((T, None) for T in (127, 128, 129, 300)),
+    *((T, [100, 1, 26, 1, 1]) for T in (127, 128, 129, 300)),
+    (129, [1]),
+]
+SHAPES = {"gpt-oss": "head 64, 4 of 8 experts, window 128", "mistral": "mistral, window 128"}
+
+
+def checkpoints(root: Path) -> Iterator[tuple[str, Path]]:
+    """Those of tests/checkpoints, and two with a window of 128 in each container."""
+    for path in sorted(CHECKPOINTS.glob("*/*")):
+        if path.is_dir():
+            yield str(path.relative_to(CHECKPOINTS)), path
+    for family, shape in SHAPES.items():
+        source = make_shape(shape, root / family)
+        yield f"{family}, window 128, hf", source
+        for container in ("gguf", "mlx"):
+            target = root / f"{family}.{container}"
+            convert(open_checkpoint(source), target, container)
+            yield f"{family}, window 128, {container}", target
+
+
+def reports(checkpoint: Checkpoint, mode: str) -> Iterator[tuple[str, Report]]:
+    """One report for each prompt that fits the context."""
+    backend, oracle = open_backend("metal", checkpoint, mode), open_backend("reference", checkpoint)
+    for T, chunks in PROMPTS:
+        if checkpoint.config.max_position_embeddings < T:
+            continue
+        tokens = np.random.default_rng(T).integers(8, checkpoint.config.vocab_size, T).tolist()
+        lengths = None if chunks is None else split_into_chunks(T, chunks)
+        golden = record(checkpoint, oracle, tokens, chunks=lengths, taps=None, beside=Path())
+        taps = backend.run(tokens, golden.provenance.chunks, golden.provenance.taps)
+        report = check(golden, checkpoint, taps, "metal", profile_named(backend.profile))
+        yield f"{T} tokens, {'whole' if chunks is None else 'chunks ' + ','.join(map(str, chunks))}", report
+
+
+def sweep(root: Path) -> int:
+    """Check all and print the table; the number of prompts that did not match."""
+    print(f"largest ratio to the noise, allowance {ALLOWANCE:g}", flush=True)
+    count = wrong = 0
+    for name, path in checkpoints(root):
+        checkpoint, cells = open_checkpoint(path), []
+        for mode in MODES:
+            worst, where = 0.0, ""
+            for prompt, report in reports(checkpoint, mode):
+                count += 1
+                if report.verdict != "match" or report.not_supplied:
+                    wrong += 1
+                    print(f"{report.verdict}: {name}, {mode}, {prompt}")
+                largest = max(report.taps, key=lambda tap: tap.ratio or 0.0)
+                if (largest.ratio or 0.0) > worst:
+                    worst, where = largest.ratio or 0.0, f"{largest.tap}, {prompt}"
+            cells.append(f"{mode} {worst:4.2f} ({where})")
+        print(f"{name:28} {checkpoint.format:12} {'  '.join(cells)}", flush=True)
+    print(f"{count} checks, {wrong} did not match")
+    return wrong
+
+
+if __name__ == "__main__":
+    with tempfile.TemporaryDirectory() as temporary:
+        sys.exit(1 if sweep(Path(temporary)) else 0)
