@@ -102,7 +102,7 @@ def attention(
     q_THC, k_TKC, v_TKC = (show(name, y.reshape(T, -1, C)) for name, y in zip("qkv", projected, strict=True))
     q_THC = show("q_rope", apply_rope(q_THC, *tables))
     k_TKC = show("k_rope", apply_rope(k_TKC, *tables))
-    heads_THC = show("attn_heads", attend(q_THC, k_TKC, v_TKC, past, layer.sink))
+    heads_THC = show("attn_heads", attend(q_THC, k_TKC, v_TKC, past, layer.sinks))
     return show("attn_out", layer.o(heads_THC.reshape(T, -1))), (k_TKC, v_TKC)
 
 

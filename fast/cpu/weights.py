@@ -3,9 +3,11 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
+from typing import TypeAlias
 
 import numpy as np
 
+from assay.fast import layers
 from assay.fast.cpu.decode import decode_rows
 from assay.fast.cpu.groups import Groups, one_group
 from assay.fast.cpu.linear import grouped_linear
@@ -13,7 +15,7 @@ from assay.fast.cpu.products import Columns, columns, product
 from assay.fast.cpu.rows import Rows, encoded_rows
 from assay.fast.inputs import WeightSource
 from assay.fast.quantised import quantises_inputs
-from assay.reference.config import Config, GptOssConfig
+from assay.reference.config import Config
 from assay.reference.weights import Tensor
 
 
@@ -51,21 +53,7 @@ def project(linears: Sequence[Linear], groups: Groups, x: np.ndarray) -> list[np
     return results
 
 
-@dataclass(frozen=True)
-class Layer:
-    """One block's weights. A dense model has no router; in a mixture of experts the last three are stacks."""
-
-    attn_norm: np.ndarray
-    q: Linear
-    k: Linear
-    v: Linear
-    o: Linear
-    sink: np.ndarray  # -inf where the model has none
-    mlp_norm: np.ndarray
-    router: Linear | None
-    gate: Linear
-    up: Linear
-    down: Linear
+Layer: TypeAlias = layers.Layer[np.ndarray, Linear, np.ndarray]  # sinks: -inf where the model has none
 
 
 @dataclass(frozen=True)
@@ -87,7 +75,7 @@ def cast_weights(config: Config, tensors: Mapping[str, Tensor], mode: str = "exa
     cast = _Cast(config, tensors, mode)
     return Weights(
         embed=cast.rows("model.embed_tokens.weight"),
-        layers=tuple(_layer(config, cast, f"model.layers.{i}") for i in range(config.num_hidden_layers)),
+        layers=tuple(layers.cast_layer(config, cast, i) for i in range(config.num_hidden_layers)),
         final_norm=cast.vector("model.norm.weight"),
         head=cast.linear("model.embed_tokens" if config.tie_word_embeddings else "lm_head"),
     )
@@ -98,7 +86,7 @@ class _Cast(WeightSource):
 
     def __init__(self, config: Config, tensors: Mapping[str, Tensor], mode: str) -> None:
         super().__init__(config, tensors)
-        self.mode = mode
+        self.mode, self.heads = mode, config.num_attention_heads
 
     def rows(self, name: str) -> Rows:
         """An encoded tensor."""
@@ -108,6 +96,10 @@ class _Cast(WeightSource):
         """A small tensor, decoded whole to one axis."""
         return decode_rows(self.rows(name), np.arange(prod(self.shapes[name][:-1]))).ravel()
 
+    def sinks(self, name: str | None) -> np.ndarray:
+        """float32 [H]."""
+        return np.full(self.heads, -np.inf, np.float32) if name is None else self.vector(name)
+
     def linear(self, name: str) -> Linear:
         """A projection [O,I], or a stack of them [N,O,I]."""
         weight, bias = f"{name}.weight", f"{name}.bias"
@@ -115,22 +107,3 @@ class _Cast(WeightSource):
         bias_P = self.vector(bias) if bias in self.shapes else np.zeros(O, np.float32)
         rows = self.rows(weight)
         return Linear(rows, bias_P.reshape(-1, O), self.mode == "q8" and quantises_inputs(self.take(weight)))
-
-
-def _layer(config: Config, cast: _Cast, prefix: str) -> Layer:
-    attention, mlp, H = f"{prefix}.self_attn", f"{prefix}.mlp", config.num_attention_heads
-    sparse = isinstance(config, GptOssConfig)
-    feed_forward = f"{mlp}.experts" if sparse else mlp
-    return Layer(
-        attn_norm=cast.vector(f"{prefix}.input_layernorm.weight"),
-        q=cast.linear(f"{attention}.q_proj"),
-        k=cast.linear(f"{attention}.k_proj"),
-        v=cast.linear(f"{attention}.v_proj"),
-        o=cast.linear(f"{attention}.o_proj"),
-        sink=cast.vector(f"{attention}.sinks") if sparse else np.full(H, -np.inf, np.float32),
-        mlp_norm=cast.vector(f"{prefix}.post_attention_layernorm.weight"),
-        router=cast.linear(f"{mlp}.router") if sparse else None,
-        gate=cast.linear(f"{feed_forward}.gate_proj"),
-        up=cast.linear(f"{feed_forward}.up_proj"),
-        down=cast.linear(f"{feed_forward}.down_proj"),
-    )

@@ -2,34 +2,21 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import mlx.core as mx
 import numpy as np
 
+from assay.fast import layers
 from assay.fast.inputs import WeightSource
 from assay.fast.metal.layout import Packed, packed
 from assay.fast.metal.linear import Linear, Plain, Quantised
 from assay.fast.metal.ops import on_cpu
-from assay.reference.config import Config, GptOssConfig
+from assay.reference.config import Config
 from assay.reference.formats import BF16, F32, AffineGroups
 from assay.reference.weights import Tensor
 
-
-@dataclass(frozen=True)
-class Layer:
-    """One block's weights. A dense model has no sinks and no router; otherwise the last three are stacks."""
-
-    attn_norm: mx.array
-    q: Linear
-    k: Linear
-    v: Linear
-    o: Linear
-    sinks: mx.array | None
-    mlp_norm: mx.array
-    router: Linear | None
-    gate: Linear
-    up: Linear
-    down: Linear
+Layer: TypeAlias = "layers.Layer[mx.array, Linear, mx.array | None]"
 
 
 @dataclass(frozen=True)
@@ -52,7 +39,7 @@ def cast_weights(config: Config, tensors: Mapping[str, Tensor], dtype: mx.Dtype)
     embed = cast.matrix("model.embed_tokens.weight")
     return Weights(
         embed=embed,
-        layers=tuple(_layer(config, cast, f"model.layers.{i}") for i in range(config.num_hidden_layers)),
+        layers=tuple(layers.cast_layer(config, cast, i) for i in range(config.num_hidden_layers)),
         final_norm=cast.vector("model.norm.weight"),
         head=Linear(embed, None, dtype) if config.tie_word_embeddings else cast.linear("lm_head"),
         notices=tuple(f"{what}: {count} tensors" for what, count in cast.held.items()),
@@ -80,6 +67,10 @@ class _Cast(WeightSource):
     def vector(self, name: str) -> mx.array:
         """A small tensor of floats."""
         return self._floats(self.take(name))
+
+    def sinks(self, name: str | None) -> mx.array | None:
+        """In the activations' dtype; None where the model has none."""
+        return None if name is None else self.vector(name).astype(self.dtype)
 
     def linear(self, name: str) -> Linear:
         """A projection, or a stack of them, and its bias if it has one."""
@@ -115,22 +106,3 @@ def _now(array: mx.array) -> mx.array:
     """The array, computed: what it is made from need not be kept."""
     mx.eval(array)
     return array
-
-
-def _layer(config: Config, cast: _Cast, prefix: str) -> Layer:
-    attention, mlp = f"{prefix}.self_attn", f"{prefix}.mlp"
-    sparse = isinstance(config, GptOssConfig)
-    feed_forward = f"{mlp}.experts" if sparse else mlp
-    return Layer(
-        attn_norm=cast.vector(f"{prefix}.input_layernorm.weight"),
-        q=cast.linear(f"{attention}.q_proj"),
-        k=cast.linear(f"{attention}.k_proj"),
-        v=cast.linear(f"{attention}.v_proj"),
-        o=cast.linear(f"{attention}.o_proj"),
-        sinks=cast.vector(f"{attention}.sinks").astype(cast.dtype) if sparse else None,
-        mlp_norm=cast.vector(f"{prefix}.post_attention_layernorm.weight"),
-        router=cast.linear(f"{mlp}.router") if sparse else None,
-        gate=cast.linear(f"{feed_forward}.gate_proj"),
-        up=cast.linear(f"{feed_forward}.up_proj"),
-        down=cast.linear(f"{feed_forward}.down_proj"),
-    )

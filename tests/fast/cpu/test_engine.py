@@ -6,20 +6,21 @@ import numpy as np
 import pytest
 
 from assay.fast.cpu import CpuModel
-from assay.loaders.errors import CheckpointError
 from assay.reference import Model, forward
-from assay.reference.cache import KVCache
-from assay.reference.config import Llama3Scaling, LongRopeScaling
+from assay.reference.config import Llama3Scaling
 from assay.reference.precision import round_q8
-from assay.reference.taps import default_taps, tap_table
-from assay.reference.weights import Tensor
+from assay.reference.taps import tap_table
+from tests.fast.engines import (
+    ALLOWANCE,
+    assert_longrope_in_chunks,
+    assert_refuses_bad_weights,
+    assert_taps_match,
+    error,
+    oracle_taps,
+    tokens_of,
+    traced,
+)
 from tests.fast.models import YARN, gpt_oss_config, llama_config, random_model
-
-# Norm of a tap's error over the norm of the tap. A float32 operation on data of size 1 rounds by about 0.3 U
-# in the mean, U = 2^-24; about 10 stages a layer lie one after the other, and errors of independent stages
-# add up as a root of the sum of squares: 3 layers make some 6 U to 10 U. The activation and the router's
-# softmax magnify by small factors. 2^-19 is 32 U; the largest seen over many seeds is 11 U (`act` of Llama).
-ALLOWANCE = 2.0**-19
 
 CONFIGS = {
     "llama": llama_config(),
@@ -30,49 +31,6 @@ CONFIGS = {
         gpt_oss_config(sliding_window=5, experts_per_tok=1), rope_scaling=replace(YARN, truncate=True)
     ),
 }
-LONGROPE = llama_config(rope_scaling=LongRopeScaling((1.0,) * 10, tuple(np.geomspace(2, 30, 10)), 16, 1.2))
-
-
-def tokens_of(config, T, seed=0):
-    """Random token ids."""
-    return np.random.default_rng(seed).integers(0, config.vocab_size, T)
-
-
-def traced(model, tokens, chunks):
-    """Logits and taps of a pass in chunks; taps joined along T, which is their first axis."""
-    seen, logits, cache, start = {}, [], model.new_cache(), 0
-    for T in chunks:
-        keep = lambda name, array: seen.setdefault(name, []).append(array)  # noqa: E731
-        logits.append(model.forward(tokens[start : start + T], cache=cache, tap=keep))
-        start += T
-    assert cache.length == start == len(tokens)
-    return np.concatenate(logits), {name: np.concatenate(parts) for name, parts in seen.items()}
-
-
-def oracle_taps(config, tensors, tokens):
-    """The oracle's taps in float64, but for the heavy ones."""
-    taps, names = {}, default_taps(config)
-
-    def keep(name, array):
-        if name in names:
-            taps[name] = array
-        return array
-
-    forward(Model(config, tensors), tokens, tap=keep)
-    return taps
-
-
-def assert_taps_match(got, want):
-    """The same taps in the same order, expert ids equal, all else within the allowance."""
-    assert list(got) == list(want)
-    for name, expected in want.items():
-        assert got[name].shape == expected.shape, name
-        if name.endswith("expert_ids"):
-            np.testing.assert_array_equal(got[name], expected, err_msg=name)
-        else:
-            assert got[name].dtype == np.float32
-            error = np.linalg.norm(got[name] - expected) / np.linalg.norm(expected)
-            assert error < ALLOWANCE, f"{name}: {error / 2**-24:.1f} U"
 
 
 @pytest.mark.parametrize("name", CONFIGS)
@@ -90,12 +48,7 @@ def test_every_tap(name, T):
 
 @pytest.mark.parametrize("chunks", [[16], [17], [40], [10, 6, 1, 5], [16, 24], [1] * 20])
 def test_longrope_in_chunks(chunks):
-    """Where the long factors set in between chunks, keys cached before stay as they were turned: as in the oracle."""
-    tensors, tokens = random_model(LONGROPE, seed=1), tokens_of(LONGROPE, sum(chunks))
-    cache, pieces = KVCache(), np.split(tokens, np.cumsum(chunks)[:-1])
-    want = np.concatenate([forward(Model(LONGROPE, tensors), piece, cache=cache) for piece in pieces])
-    logits, _ = traced(CpuModel(LONGROPE, tensors), tokens, chunks)
-    assert np.linalg.norm(logits - want) / np.linalg.norm(want) < ALLOWANCE
+    assert_longrope_in_chunks(CpuModel, chunks)
 
 
 @pytest.mark.parametrize("name", CONFIGS)
@@ -170,7 +123,7 @@ def forced_error(config, tensors, tokens, taps):
     def force(name, array):
         if name not in taps:
             return array
-        errors[name] = np.linalg.norm(taps[name] - array) / np.linalg.norm(array)
+        errors[name] = error(taps[name], array)
         return taps[name].astype(array.dtype)
 
     forward(RoundingModel(config, tensors), tokens, tap=force)
@@ -290,12 +243,4 @@ def test_cache_of_another_model():
 
 
 def test_missing_and_misshapen_weights():
-    """Refused at load, by name: kernels check no bounds."""
-    config, name = llama_config(), "model.layers.1.mlp.up_proj.weight"
-    tensors = random_model(config, seed=9)
-    up = tensors.pop(name)
-    with pytest.raises(CheckpointError, match=rf"{name}: tensor missing"):
-        CpuModel(config, tensors)
-    tensors[name] = Tensor(name, up.shape[::-1], up.encoding, {"values": up.parts["values"].T})
-    with pytest.raises(CheckpointError, match=r"expected: \[160, 96\]\n  got: \[96, 160\]"):
-        CpuModel(config, tensors)
+    assert_refuses_bad_weights(CpuModel, llama_config(), random_model(llama_config(), seed=9))

@@ -6,18 +6,19 @@ from itertools import islice
 import numpy as np
 import pytest
 
-from assay.loaders.errors import CheckpointError
-from assay.reference import Model, forward
-from assay.reference.cache import KVCache
-from assay.reference.config import LongRopeScaling
-from assay.reference.taps import default_taps
-from assay.reference.weights import Tensor
+from tests.fast.engines import (
+    ALLOWANCE,
+    assert_longrope_in_chunks,
+    assert_refuses_bad_weights,
+    assert_taps_match,
+    error,
+    oracle_taps,
+    tokens_of,
+    traced,
+)
 from tests.fast.models import YARN, gpt_oss_config, llama_config, random_model
 
 pytestmark = pytest.mark.peers
-
-# as tests/fast/cpu/test_engine.py: 32 times 2^-24 in float32; the largest seen over many seeds is 13 times
-ALLOWANCE = 2.0**-19
 
 CONFIGS = {
     "llama, biases, own head": llama_config(tie_word_embeddings=False, bias=True),
@@ -27,7 +28,6 @@ CONFIGS = {
         gpt_oss_config(sliding_window=5, experts_per_tok=1), rope_scaling=replace(YARN, truncate=True)
     ),
 }
-LONGROPE = llama_config(rope_scaling=LongRopeScaling((1.0,) * 10, tuple(np.geomspace(2, 30, 10)), 16, 1.2))
 
 
 def model_of(config, seed=1, mode="float32", encoding="F32", experts="MXFP4"):
@@ -35,37 +35,6 @@ def model_of(config, seed=1, mode="float32", encoding="F32", experts="MXFP4"):
 
     tensors = random_model(config, seed, encoding, experts)
     return MetalModel(config, tensors, mode), tensors
-
-
-def tokens_of(config, T, seed=0):
-    return np.random.default_rng(seed).integers(0, config.vocab_size, T)
-
-
-def traced(model, tokens, chunks):
-    """Logits and taps of a pass in chunks; taps joined along T."""
-    seen, logits, cache, start = {}, [], model.new_cache(), 0
-    for T in chunks:
-        keep = lambda name, array: seen.setdefault(name, []).append(array)  # noqa: E731
-        logits.append(model.forward(tokens[start : start + T], cache=cache, tap=keep))
-        start += T
-    assert cache.length == start == len(tokens)
-    return np.concatenate(logits), {name: np.concatenate(parts) for name, parts in seen.items()}
-
-
-def oracle_taps(config, tensors, tokens):
-    taps, names = {}, default_taps(config)
-
-    def keep(name, array):
-        if name in names:
-            taps[name] = array
-        return array
-
-    forward(Model(config, tensors), tokens, tap=keep)
-    return taps
-
-
-def error(got, expected):
-    return np.linalg.norm(got - expected) / np.linalg.norm(expected)
 
 
 @pytest.mark.parametrize("name", CONFIGS)
@@ -76,15 +45,8 @@ def test_every_tap(name, chunks):
     model, tensors = model_of(config)
     tokens = tokens_of(config, sum(chunks))
     logits, taps = traced(model, tokens, chunks)
-    want = oracle_taps(config, tensors, tokens)
-    assert list(taps) == list(want)
     np.testing.assert_array_equal(taps["logits"], logits)
-    for tap, expected in want.items():
-        assert taps[tap].shape == expected.shape, tap
-        if tap.endswith("expert_ids"):
-            np.testing.assert_array_equal(taps[tap], expected, err_msg=tap)
-        else:
-            assert error(taps[tap], expected) < ALLOWANCE, tap
+    assert_taps_match(taps, oracle_taps(config, tensors, tokens))
 
 
 @pytest.mark.parametrize(
@@ -124,12 +86,9 @@ def test_quantised_weights_stay_quantised():
 
 @pytest.mark.parametrize("chunks", [[16], [17], [10, 6, 1, 5], [16, 24], [1] * 20], ids=str)
 def test_longrope_in_chunks(chunks):
-    """Where the long factors set in between chunks, keys cached before stay as they were turned: as in the oracle."""
-    model, tensors = model_of(LONGROPE)
-    tokens = tokens_of(LONGROPE, sum(chunks))
-    cache, pieces = KVCache(), np.split(tokens, np.cumsum(chunks)[:-1])
-    want = np.concatenate([forward(Model(LONGROPE, tensors), piece, cache=cache) for piece in pieces])
-    assert error(traced(model, tokens, chunks)[0], want) < ALLOWANCE
+    from assay.fast.metal import MetalModel
+
+    assert_longrope_in_chunks(MetalModel, chunks)
 
 
 @pytest.mark.parametrize("mode", ["float32", "bfloat16"])
@@ -209,7 +168,7 @@ def test_bad_input():
     """Token ids, caches and weights: one message each, before anything runs."""
     from assay.fast.metal import MetalModel
 
-    config, name = llama_config(), "model.layers.1.mlp.up_proj.weight"
+    config = llama_config()
     model, tensors = model_of(config)
     with pytest.raises(ValueError, match="token id 101 at position 1: the vocabulary has ids 0 to 100"):
         model.forward(np.array([3, 101]))
@@ -219,9 +178,4 @@ def test_bad_input():
         model.greedy_batch(np.array([[3, 4], [5, 101]]))
     with pytest.raises(ValueError, match="another configuration"):
         model.forward(np.array([1]), cache=model_of(gpt_oss_config())[0].new_cache())
-    up = tensors.pop(name)
-    with pytest.raises(CheckpointError, match=rf"{name}: tensor missing"):
-        MetalModel(config, tensors)
-    tensors[name] = Tensor(name, up.shape[::-1], up.encoding, {"values": up.parts["values"].T})
-    with pytest.raises(CheckpointError, match=r"expected: \[160, 96\]\n  got: \[96, 160\]"):
-        MetalModel(config, tensors)
+    assert_refuses_bad_weights(MetalModel, config, tensors)
