@@ -5,7 +5,9 @@ from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
+from rich.padding import Padding
 from rich.table import Table
+from rich.text import Text
 
 from assay.golden.check import Report, TapResult
 from assay.golden.measure import ALLOWANCE
@@ -30,14 +32,18 @@ def print_report(report: Report, console: Console) -> None:
 def print_verdict(report: Report, console: Console) -> None:
     """The verdict; if it diverges, where first, by how much, and what the error looks like."""
     style = VERDICT_STYLE[report.verdict]
-    console.print(f"[{style}]{report.verdict}[/]  {escape(report.backend)}, judged by the noise of {report.profile}")
+    console.print(
+        f"[{style}]{report.verdict}[/]  {escape(report.backend)}, judged by the noise of {report.profile}",
+        highlight=False,
+    )
     if report.reason:
-        console.print(escape(report.reason))
+        console.print(escape(report.reason), highlight=False)
     for deviation in report.deviations:
-        console.print(
-            f"  by design: {escape(deviation['title'])} ({deviation['id']}), first at {deviation['first']}, "
+        _indented(
+            console,
+            f"by design: {escape(deviation['title'])} ({deviation['id']}), first at {deviation['first']}, "
             f"KL {deviation['kl_nats']:.2g} nats, most likely token changed at {deviation['top1_changes']} of "
-            f"{deviation['of']} positions"
+            f"{deviation['of']} positions",
         )
     if report.first_divergence is not None:
         _print_divergence(report, report.first_divergence, console)
@@ -68,45 +74,57 @@ def print_end_to_end(report: Report, console: Console) -> None:
             + (f", largest margin {routing['largest_margin']:.3g}" if routing["flips"] else "")
         )
     if report.not_supplied:
-        console.print(f"[dim]not supplied, spanned by the next tap: {shortened(report.not_supplied)}[/]")
+        console.print(f"[dim]not supplied, spanned by the next tap: {escape(shortened(report.not_supplied))}[/]")
 
 
 def _print_divergence(report: Report, first: TapResult, console: Console) -> None:
-    console.print(f"[bold]first divergence: {first.tap}[/]")
+    console.print(f"[bold]first divergence: {escape(first.tap)}[/]", highlight=False)
     if first.nonfinite:
-        console.print(f"  {first.nonfinite} values are not finite")
+        _indented(console, f"{first.nonfinite} values are not finite")
     if first.local_error is not None and first.ratio is not None and first.noise is not None:
-        console.print(
-            f"  local error {first.local_error:.3g}, {_ratio(first.ratio)} x the {report.profile} noise floor "
-            f"({first.noise:.2g})"
+        _indented(
+            console,
+            f"local error {first.local_error:.3g}, [bold]{_ratio(first.ratio)} x[/] the {report.profile} noise floor "
+            f"({first.noise:.2g})",
         )
     if first.worst is not None:
         worst = first.worst
-        console.print(f"  worst at {worst['index']}: expected {worst['expected']}, got {worst['got']}", highlight=False)
+        expected, got = _value(worst["expected"]), _value(worst["got"])
+        _indented(console, escape(f"worst at {worst['index']}: expected {expected}, got {got}"))
     if report.cause is not None:
         _print_cause(report.cause, console)
     elif report.scope == "forced":
-        console.print("  cause unknown: no mistake in the catalogue, nor a pair of them, leaves these values")
+        _indented(console, "cause unknown: no mistake in the catalogue, nor a pair of them, leaves these values")
     if report.structure is not None:
-        console.print(f"  {structure_line(report.structure)}")
+        _indented(console, escape(structure_line(report.structure)))
 
 
 def _print_cause(cause: dict[str, Any], console: Console) -> None:
-    console.print(f"[bold]cause: {escape(cause['title'])}[/]  ({cause['id']})")
-    console.print(f"  {escape(cause['explanation'])}")
-    console.print(
-        f"  with it in the oracle it falls from {cause['residual_before']:.2g} to {cause['residual_after']:.2g}, "
+    console.print(f"[bold]cause: {escape(cause['title'])}[/]  ({escape(cause['id'])})", highlight=False)
+    _indented(console, escape(cause["explanation"]))
+    _indented(
+        console,
+        f"with it in the oracle it falls from {cause['residual_before']:.2g} to {cause['residual_after']:.2g}, "
         f"{_ratio(cause['ratio_after'])} x noise; {cause['explained']['taps']} of {cause['explained']['of']} taps "
-        "looked at are explained"
+        "looked at are explained",
     )
     if cause["ambiguous_with"]:
-        console.print(f"  not to be told apart on these tokens: {', '.join(cause['ambiguous_with'])}")
+        _indented(console, f"not to be told apart on these tokens: {', '.join(cause['ambiguous_with'])}")
     if cause["runner_up"] is not None:
         runner_up = cause["runner_up"]
-        console.print(f"  [dim]runner-up: {runner_up['id']}, leaves {runner_up['residual_after']:.2g}[/]")
-    console.print(f"  what to do: {escape(cause['advice'])}")
+        _indented(console, f"[dim]runner-up: {runner_up['id']}, leaves {runner_up['residual_after']:.2g}[/]")
+    _indented(console, f"[bold]what to do:[/] {escape(cause['advice'])}")
     if cause["sources"]:
-        console.print(f"  seen in: {escape('; '.join(cause['sources']))}")
+        _indented(console, f"[dim]seen in: {escape('; '.join(cause['sources']))}[/]")
+
+
+def _indented(console: Console, markup: str) -> None:
+    """A line that stays indented where it is wrapped."""
+    console.print(Padding.indent(Text.from_markup(markup), 2))
+
+
+def _value(value: Any) -> str:
+    return f"{value:.9g}" if isinstance(value, float) else str(value)
 
 
 def structure_line(structure: dict) -> str:
@@ -136,7 +154,7 @@ def _table(report: Report) -> Table:
         known = any(r.verdict == "known-deviation" for r in results)
         mark = f"[red]diverges {bad}/{len(results)}[/]" if bad else "[green]by design[/]" if known else "[green]ok[/]"
         numbers = [_number(value) for value in (worst.local_error, worst.inherited_error, worst.noise)]
-        table.add_row(kind, *numbers, _ratio(worst.ratio), layer, mark)
+        table.add_row(escape(kind), *numbers, _ratio(worst.ratio), layer, mark)
     return table
 
 
