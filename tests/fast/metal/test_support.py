@@ -21,15 +21,33 @@ def without_mlx(*arguments: object) -> subprocess.CompletedProcess[str]:
 
 
 def test_without_mlx(tmp_path):
+    """Every command but those that measure or inject for minutes, in one process where importing MLX fails."""
     model, golden = CHECKPOINTS / "llama/hf", tmp_path / "g.safetensors"
-    recorded = without_mlx("record", model, "--tokens", "9,10,11", "--out", golden)
-    assert recorded.returncode == 0, recorded.stderr
-    assert without_mlx("check", golden, "--backend", "cpu").returncode == 0
-    for arguments in (
+    commands = [
+        ["demo"],
+        ["inspect", CHECKPOINTS / "gpt_oss/mlx"],
+        ["verify", CHECKPOINTS / "gpt_oss/mlx", "--same-as", CHECKPOINTS / "gpt_oss/hf"],
+        ["convert", model, tmp_path / "mlx", "--to", "mlx", "--quant", "affine4/32"],
+        ["synth", "smollm2-135m", "--to", "mlx", "--layers", 1, "--out", tmp_path / "synthetic"],
+        ["vectors", "--out", tmp_path / "vectors"],
+        ["mistakes"],
+        ["record", model, "--tokens", "9,10,11", "--out", golden],
+        ["check", golden, "--backend", "cpu"],
+        ["generate", model, "--tokens", "9", "--max-tokens", 2, "--backend", "cpu"],
+    ]
+    done = python(
+        f"{WITHOUT_MLX}from assay.cli.main import main\n"
+        f"for command in {[[str(word) for word in command] for command in commands]}:\n"
+        "    try:\n        main(command)\n"
+        "    except SystemExit as exit:\n        assert not exit.code, (command, exit.code)\n"
+        "assert {name for name in sys.modules if name.startswith('mlx')} == {'mlx', 'mlx.core', 'mlx_lm'}"
+    )
+    assert done.returncode == 0, done.stderr
+    for backend in (
         ("check", golden, "--backend", "metal"),
         ("generate", model, "--tokens", "9", "--backend", "metal"),
     ):
-        refused = without_mlx(*arguments)
+        refused = without_mlx(*backend)
         assert refused.returncode == 2
         assert refused.stderr.startswith("assay: backend 'metal' needs")
         assert refused.stderr.endswith("what to do: pip install 'assay[metal]'\n")
