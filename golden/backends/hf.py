@@ -51,7 +51,7 @@ class TransformersBackend:
     name = "transformers"
 
     def __init__(self, checkpoint: Checkpoint, mode: str, model: torch.nn.Module | None = None):
-        self.profile = mode
+        self.profile = f"transformers-{mode}"
         self.versions = {"transformers": transformers.__version__, "torch": torch.__version__}
         self.config = checkpoint.config
         self.model: Any = _load(checkpoint, mode) if model is None else model

@@ -44,7 +44,7 @@ class MlxLmBackend:
     name = "mlx-lm"
 
     def __init__(self, checkpoint: Checkpoint, mode: str, model: Any = None):
-        self.profile = mode
+        self.profile = f"mlx-lm-{mode}"
         self.versions = {"mlx-lm": importlib.metadata.version("mlx-lm"), "mlx": importlib.metadata.version("mlx")}
         self.config = checkpoint.config
         self.model = _load(checkpoint, mode) if model is None else model

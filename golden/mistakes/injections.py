@@ -226,6 +226,7 @@ OTHER = {"sliding_attention": "full_attention", "full_attention": "sliding_atten
 NORMS = ("layernorm.weight", "model.norm.weight")
 INJECTIONS: dict[str, Injection] = {
     "yarn-ramp-rounded": scaled(truncate=True),
+    "yarn-betas-ignored": scaled(beta_fast=32.0, beta_slow=1.0),
     "yarn-factor-missing": scaled(attention_factor=1.0),
     "yarn-factor-twice": scaled(attention_factor=lambda c: c.rope_scaling.attention_factor**2),
     "yarn-missing": Injection(lambda c: {"rope_scaling": None}),

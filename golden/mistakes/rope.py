@@ -129,6 +129,17 @@ MISTAKES = (
         SECOND_POSITION,
     ),
     Mistake(
+        "yarn-betas-ignored",
+        "YaRN betas of the config ignored",
+        "The ramp is placed by beta_fast = 32 and beta_slow = 1, gpt-oss's own, whatever the config says.",
+        ROPE,
+        scaling(beta_fast=32.0, beta_slow=1.0),
+        "Read rope_scaling.beta_fast and beta_slow (in GGUF rope.scaling.yarn_beta_fast and yarn_beta_slow).",
+        ("llama.cpp src/models/openai-moe.cpp (not read for gpt-oss) as of 2025",),
+        lambda c: has_yarn(c) and (c.config.rope_scaling.beta_fast, c.config.rope_scaling.beta_slow) != (32.0, 1.0),  # type: ignore[union-attr]
+        SECOND_POSITION,
+    ),
+    Mistake(
         "yarn-factor-missing",
         "YaRN attention factor missing",
         "cos and sin are not multiplied by YaRN's attention factor, so that scores are too small by its square.",

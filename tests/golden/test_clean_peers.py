@@ -14,9 +14,8 @@ from tests.reference.shapes import GPT_OSS, LLAMA, make_shape
 
 pytestmark = pytest.mark.peers
 
-# measured: up to 2.5 in float32 and 2.1 in bfloat16, but 2.8 at a limit of 3: most of that activation's weight is then
-# on clamped values, whose error is the same everywhere and not an average
-LARGEST_RATIO = 3.0
+# measured: up to 2.5 in float32, and 1.00 in bfloat16, where the profile rounds wherever transformers does
+LARGEST_RATIO = {"float32": 3.0, "bfloat16": 1.5}
 
 # checkpoint, tokens, chunks: windows are crossed in prefill, at a chunk's edge, and in decode
 RUNS = [
@@ -59,7 +58,7 @@ def test_a_faultless_model_matches(goldens: Goldens, name: str, T: int, chunks: 
     assert (status, report["verdict"], report["first_divergence"]) == (0, "match", None)
     assert len(report["taps"]) > 30
     assert {tap["nonfinite"] for tap in report["taps"]} == {0}
-    assert max(tap["ratio"] for tap in report["taps"]) < LARGEST_RATIO < report["allowance"]
+    assert max(tap["ratio"] for tap in report["taps"]) < LARGEST_RATIO[mode] < report["allowance"]
 
 
 def test_attention_weights_of_chunks_lie_at_their_keys(tmp_path: Path) -> None:
