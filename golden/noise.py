@@ -116,8 +116,8 @@ PROFILES = {
             23,
             (_RAMP,),
             MlxLmFloat32,
-            "on the CPU sums of squares, one after the other",
-            (_MLX_LM, "mlx 0.32.4 fast.cpp (rms_norm), backend/cpu/reduce.cpp"),
+            "on the CPU sums one after the other",
+            (_MLX_LM, "golden/mlx_cpu.py"),
         ),
         Profile(
             "mlx-lm-bfloat16",
@@ -126,8 +126,8 @@ PROFILES = {
             (_RAMP,),
             MlxLmBfloat16,
             "q and k times YaRN's factor before the rotation, normalised values before the gain; on the CPU sums of "
-            "products with quantised weights",
-            (_MLX_LM, "mlx 0.32.4 backend/cpu/quantized.cpp"),
+            "products with quantised weights, one after the other",
+            (_MLX_LM, "golden/mlx_cpu.py"),
         ),
         Profile(
             "llama.cpp",

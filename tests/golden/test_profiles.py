@@ -9,12 +9,10 @@ from hypothesis.extra import numpy as hnp
 
 import assay.reference as reference
 from assay.golden.emulate_llamacpp import _ggml_rope_tables, _summed_in_float16
-from assay.golden.emulate_mlx import _formed_in_bfloat16, _summed_by
 from assay.golden.emulation import Emulation, with_product
 from assay.golden.forced import forced_pass
 from assay.golden.noise import PROFILES
 from assay.golden.rounding import to_bfloat16, to_float16
-from assay.reference.formats.mlx import AffineGroups
 from assay.reference.ops import attention_heads, attention_mask, attention_weights
 from assay.reference.rope import rope_tables
 from assay.reference.taps import default_taps
@@ -101,28 +99,6 @@ def test_openai_s_metal_kernels_are_float32_with_coarser_exponentials():
     assert found["q_rope"] > 1.5 * plain["q_rope"]
     assert found["attn_heads"] != plain["attn_heads"]
     assert found["expert_act"] == plain["expert_act"]
-
-
-def test_sums_in_bfloat16_literally():
-    """1 + 2^-8 is halfway to the next bfloat16 and goes back to 1, as often as it is added one by one."""
-    x, weight = np.ones((1, 64), np.float32), np.full((64, 2), 2.0**-8, np.float32)
-    weight[0] = 1
-    assert _summed_by(None)(x, weight).tolist() == [[1, 1]]
-    assert _summed_by(32)(x, weight).tolist() == [[1.125, 1.125]]  # the second group's own sum is 32 / 256
-
-
-def test_affine_weights_are_formed_in_bfloat16():
-    checkpoint = opened("llama/mlx-4bit")
-    tensor = checkpoint.tensors["model.layers.0.self_attn.q_proj.weight"]
-    encoding = tensor.encoding
-    assert isinstance(encoding, AffineGroups)
-    scales, biases = (encoding.scale_format.to_float32(tensor.parts[name]) for name in ("scales", "biases"))
-    codes = np.rint((tensor.decode().reshape(*scales.shape, -1) - biases[..., None]) / scales[..., None])
-    bf16 = ml_dtypes.bfloat16
-    wanted = codes.astype(bf16) * scales.astype(bf16)[..., None] + biases.astype(bf16)[..., None]
-    np.testing.assert_array_equal(
-        _formed_in_bfloat16(tensor.parts, encoding).ravel(), wanted.astype(np.float32).ravel()
-    )
 
 
 def test_profiles_of_backends_name_their_deviations_and_sources():
