@@ -1,7 +1,7 @@
 """The check: is each of a backend's taps what the oracle computes from the backend's own earlier taps?"""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -10,21 +10,24 @@ from assay.golden.backends import Progress
 from assay.golden.deviations import Deviations
 from assay.golden.diagnose import Diagnosis
 from assay.golden.errors import GoldenError
-from assay.golden.forced import forced_pass, noisy_pass
+from assay.golden.forced import forced_pass, nearly_tied, noisy_pass
 from assay.golden.measure import ALLOWANCE, Comparison, compare, logit_view, relative
 from assay.golden.mistakes.replay import Run
 from assay.golden.noise import PROFILES, Profile
 from assay.golden.record import validated_tokens
-from assay.golden.routing import compare_ids, routing_view
+from assay.golden.routing import Followed, compare_ids, routing_view
+from assay.golden.spans import spanned
 from assay.golden.store import Golden
 from assay.golden.structure import describe
+from assay.golden.supplied import Supplied, by_id, require_numbers, supplied
 from assay.loaders.checkpoint import Checkpoint
-from assay.reference.taps import TapSpec, tap_shape, tap_table
+from assay.reference.taps import TapSpec, tap_table
 
 # handed each tap as it is judged: its name, expected, got, noisy (None where only the golden is at hand)
 Observer = Callable[[str, np.ndarray, np.ndarray, np.ndarray | None], None] | None
 
 SCHEMA = 1  # of the report as JSON: docs/report.schema.json
+EXPERT_ROWS = ("expert_weights", "expert_gate", "expert_up", "expert_act", "expert_out")
 END_TO_END_ALLOWANCE = 100.0  # multiples of the unit roundoff, where only the golden is at hand
 
 
@@ -41,6 +44,13 @@ class TapResult:
     worst: dict[str, Any] | None
     worst_position: int | None = None
     nonfinite: int = 0
+    positions: list[int] | None = None  # those compared, where the backend did not compute all
+    spans: list[str] = field(default_factory=list)  # steps judged together with this one: their taps were not supplied
+
+    @property
+    def detectable(self) -> float | None:
+        """The relative error from which this tap diverges; larger, the more steps are judged together."""
+        return None if self.noise is None or self.local_error is None else ALLOWANCE * self.noise
 
 
 @dataclass
@@ -85,7 +95,7 @@ class Report:
             "deviations": self.deviations,
             "logits": self.logits,
             "routing": self.routing,
-            "taps": [vars(result) for result in self.taps],
+            "taps": [{**vars(result), "detectable": result.detectable} for result in self.taps],
             "not_supplied": self.not_supplied,
         }
         return _finite(report)
@@ -120,35 +130,31 @@ def check(
         return _check_end_to_end(golden, taps, backend, profile, observe)
     require_same_checkpoint(golden, checkpoint)
     table = tap_table(checkpoint.config)
-    taps = {name: _fitting(name, table[name], taps[name], golden, checkpoint) for name in table if name in taps}
-    if not taps:
+    given = supplied(taps, golden, checkpoint.config)
+    if not given.taps:
         return _incomparable(golden, backend, profile, "the backend supplied none of the taps of this model")
     tokens, chunks = golden.provenance.tokens, golden.provenance.chunks
-    names = {*taps, *(name for name in table if name.endswith("router_logits"))}
-    expected = forced_pass(checkpoint, tokens, chunks, taps, names, progress=progress)
+    names = {*given.taps, *(name for name in table if name.endswith("router_logits"))}
+    expected = forced_pass(checkpoint, tokens, chunks, given.taps, names, progress=progress)
+    taps = given.filled(expected)
     noisy = _as_noisy_as(
         profile, expected, noisy_pass(checkpoint, tokens, chunks, taps, expected, _noise_of(profile), progress)
     )
+    followed = Followed(open_choices=sum(int(t.sum()) for t in nearly_tied(checkpoint, taps, expected, noisy).values()))
     diagnosis = Diagnosis(Run(checkpoint, tokens, chunks, taps), expected, noisy, profile)
     deviations = Deviations(diagnosis, () if strict else profile.deviations)
     results: list[TapResult] = []
     first: tuple[str, Comparison] | None = None
-    for name, spec in table.items():
-        if name not in taps:
-            continue
-        if spec.integer:
-            logits_name = name.replace("expert_ids", "router_logits")
-            handed_on = taps.get(logits_name, expected[logits_name])
-            spread = 0.0 if logits_name in taps else float(np.std(noisy[logits_name] - expected[logits_name]))
-            found = compare_ids(expected[name], taps[name], handed_on, spread)
-        else:
-            T_axis = spec.axes.index("T")
-            found = compare(expected[name], taps[name], noisy[name], T_axis, profile.unit_roundoff)
+    for name in taps:
+        found = _compared(name, table[name], given, expected, taps, noisy, profile, followed)
         left = None if found.allowed else deviations.explain(name)
         if first is None and not found.allowed and left is None:
             first = name, found
         verdict = "match" if found.allowed else "diverges" if left is None else "known-deviation"
-        results.append(_result(name, found, _inherited(name, spec, expected, golden, taps), verdict))
+        result = _result(name, found, _inherited(name, table[name], given, expected, golden, taps), verdict)
+        result.positions = given.rows[name].tolist() if name in given.rows else None
+        result.spans = spanned(name, checkpoint.config, taps)
+        results.append(result)
         if observe is not None:
             observe(name, expected[name], taps[name], noisy[name])
     structure = cause = None
@@ -162,12 +168,38 @@ def check(
         profile=profile.name,
         taps=results,
         not_supplied=[name for name in table if name not in taps and not table[name].heavy],
-        logits=_logits(golden, taps),
-        routing=routing_view(golden.taps, taps),
+        logits=_logits(golden, taps, given.rows.get("logits")),
+        routing=routing_view(golden.taps, taps, followed),
         structure=structure,
         cause=cause,
         deviations=deviations.listed(),
     )
+
+
+def _compared(
+    name: str,
+    spec: TapSpec,
+    given: Supplied,
+    expected: Mapping[str, np.ndarray],
+    taps: Mapping[str, np.ndarray],
+    noisy: Mapping[str, np.ndarray],
+    profile: Profile,
+    followed: Followed,
+) -> Comparison:
+    """The comparison of one tap, of the positions that the backend computed; indices count all positions."""
+    ours, theirs, noise = (given.of_backend(name, values[name]) for values in (expected, taps, noisy))
+    if spec.integer:
+        logits_name = name.replace("expert_ids", "router_logits")
+        handed_on = given.of_backend(name, taps.get(logits_name, expected[logits_name]))
+        spread = 0.0 if logits_name in taps else float(np.std(noisy[logits_name] - expected[logits_name]))
+        found = compare_ids(ours, theirs, handed_on, spread, followed)
+    else:
+        found = compare(ours, theirs, noise, spec.axes.index("T"), profile.unit_roundoff)
+    if name not in given.rows:
+        return found
+    positions, index = given.rows[name], found.worst["index"]
+    worst = {**found.worst, "index": [int(positions[index[0]]), *index[1:]]}
+    return replace(found, worst=worst, worst_position=int(positions[found.worst_position]))
 
 
 def _structure_of(
@@ -213,22 +245,33 @@ def _result(name: str, found: Comparison, inherited: float | None, verdict: str)
 
 
 def _inherited(
-    name: str, spec: TapSpec, expected: Mapping[str, np.ndarray], golden: Golden, taps: Mapping[str, np.ndarray]
+    name: str,
+    spec: TapSpec,
+    given: Supplied,
+    expected: Mapping[str, np.ndarray],
+    golden: Golden,
+    taps: Mapping[str, np.ndarray],
 ) -> float | None:
     """How far a faultless step from the backend's inputs already is from the golden.
 
-    Rows of experts are compared for the tokens that chose the same ones in the same order.
+    Rows of experts are compared for the tokens that chose the same ones, each expert with itself.
     """
     if name not in golden.taps or spec.integer:
         return None
-    ours, theirs = expected[name], np.asarray(golden.taps[name])
+    ours, theirs = (given.of_backend(name, np.asarray(values[name])) for values in (expected, golden.taps))
     if "A" in spec.axes:
         ids = f"{name.rsplit('.', 1)[0]}.expert_ids"
         if ids not in golden.taps or ids not in taps:
             return None
-        same_T = np.all(golden.taps[ids] == taps[ids], axis=1)
-        ours, theirs = ours[same_T], theirs[same_T]
+        our_ids, their_ids = (given.of_backend(name, values[ids]) for values in (taps, golden.taps))
+        ours, theirs = _same_experts(ours, our_ids, theirs, their_ids)
     return relative(ours - theirs, theirs)
+
+
+def _same_experts(a_TA: np.ndarray, a_ids: np.ndarray, b_TA: np.ndarray, b_ids: np.ndarray) -> tuple[np.ndarray, ...]:
+    """Rows of the tokens that chose the same experts in both, in the order of the experts' ids."""
+    same_T = np.all(np.sort(a_ids, axis=1) == np.sort(b_ids, axis=1), axis=1)
+    return by_id(a_TA[same_T], a_ids[same_T]), by_id(b_TA[same_T], b_ids[same_T])
 
 
 def _check_end_to_end(
@@ -243,9 +286,12 @@ def _check_end_to_end(
         ours, theirs = golden.taps[name], np.asarray(taps[name])
         if np.issubdtype(ours.dtype, np.integer):
             continue  # expert ids: a choice may legally differ here, see `routing`
-        _require_numbers(name, theirs)
+        require_numbers(name, theirs)
         if ours.shape != theirs.shape:
             raise GoldenError(f"tap {name!r} has the wrong shape", expected=list(ours.shape), got=list(theirs.shape))
+        ids = name.rsplit(".", 1)[0] + ".expert_ids"
+        if ids != name and ids in taps and ids in golden.taps and name.rsplit(".", 1)[-1] in EXPERT_ROWS:
+            ours, theirs = _same_experts(ours, golden.taps[ids], theirs, np.asarray(taps[ids]).astype(np.int64))
         error, noise = relative(theirs.astype(np.float64) - ours, ours), profile.unit_roundoff
         nonfinite = int(theirs.size - np.count_nonzero(np.isfinite(theirs)))
         good = nonfinite == 0 and error <= END_TO_END_ALLOWANCE * noise
@@ -298,32 +344,11 @@ def require_same_checkpoint(golden: Golden, checkpoint: Checkpoint) -> None:
     validated_tokens(golden.provenance.tokens, checkpoint.config)
 
 
-def _fitting(name: str, spec: TapSpec, array: np.ndarray, golden: Golden, checkpoint: Checkpoint) -> np.ndarray:
-    """A supplied tap in the tap's own shape: a batch axis of one dropped, heads split where they were joined."""
-    _require_numbers(name, array)
-    T = len(golden.provenance.tokens)
-    wanted = tap_shape(spec, checkpoint.config, T, T)
-    T_first = spec.axes[0] == "T"
-    if array.shape[:1] == (1,) and array.ndim > 1 and T > 1:
-        array = array[0]
-    if array.size != np.prod(wanted) or (T_first and array.shape[0] != T):
-        raise GoldenError(f"tap {name!r} has the wrong shape", expected=list(wanted), got=list(array.shape))
-    array = array.reshape(wanted)
-    if spec.integer:
-        N = checkpoint.config.dims["N"]
-        if not np.all(np.isin(array, np.arange(N))):
-            raise GoldenError(f"tap {name!r} holds something else than expert ids", expected=f"integers 0 to {N - 1}")
-        return array.astype(np.int64)
-    return array
-
-
-def _require_numbers(name: str, array: np.ndarray) -> None:
-    if array.dtype.kind not in "fiub":
-        raise GoldenError(f"tap {name!r} does not hold real numbers", expected="real numbers", got=array.dtype)
-
-
-def _logits(golden: Golden, taps: Mapping[str, np.ndarray]) -> dict[str, float] | None:
+def _logits(
+    golden: Golden, taps: Mapping[str, np.ndarray], positions: np.ndarray | None = None
+) -> dict[str, float] | None:
     if "logits" not in golden.taps or "logits" not in taps:
         return None
-    theirs = np.asarray(taps["logits"])
-    return logit_view(golden.taps["logits"], theirs.reshape(golden.taps["logits"].shape))
+    ours = golden.taps["logits"]
+    theirs = np.asarray(taps["logits"]).reshape(ours.shape)
+    return logit_view(ours, theirs) if positions is None else logit_view(ours[positions], theirs[positions])

@@ -6,9 +6,11 @@ import numpy as np
 
 import assay.reference as reference
 from assay.golden.backends import Progress
+from assay.golden.measure import ALLOWANCE
 from assay.golden.noise import PROFILES, Profile
 from assay.loaders.checkpoint import Checkpoint
 from assay.reference.config import GptOssConfig
+from assay.reference.ops import top_k
 from assay.reference.taps import Recorder, tap_table
 
 ROUNDOFF = 2.0**-23  # a factor of 1 + less than half of it would be rounded away
@@ -24,12 +26,14 @@ def forced_pass(
     profile: Profile = PROFILES["float64"],
     progress: Progress = None,
     jitter: np.random.Generator | None = None,
+    flipped: Mapping[str, np.ndarray] | None = None,
 ) -> dict[str, np.ndarray]:
     """What the oracle computes for each named tap when every earlier tap has the backend's value.
 
     Taps that the backend lacks keep the oracle's own value (rounded to the profile), and the next one that
     it has spans them. Values that are not finite are not handed on either: everything after would be lost.
     With `jitter` all that is handed on is off by up to a float32 roundoff, so that sums round in another way.
+    `flipped`, bool [T] by the names of choices of experts, says where the next best is taken for the last one.
     """
     table = tap_table(checkpoint.config)
     emulation = profile.emulation(checkpoint.model(profile.compute))
@@ -40,6 +44,8 @@ def forced_pass(
 
         def tap(name: str, array: np.ndarray, start: int = start, T: int = T) -> np.ndarray:
             array = profile.round(name, emulation.computed(name, array))
+            if flipped is not None and name in flipped:
+                array = _flipped(array, emulation.now["router_logits"], flipped[name][start : start + T])
             recorder(name, array)
             if name not in backend:
                 return emulation.handed_on(name, array)
@@ -70,7 +76,8 @@ def noisy_pass(
     """The forced pass as a profile computes it, its distance from `expected` being its typical noise.
 
     Few tokens with few experts each leave too few values to judge by: the distance then is the root mean
-    square over several seeds of jitter.
+    square over several seeds of jitter. Where choices of experts are spanned and nearly tied, the noise is that
+    of choosing otherwise too.
     """
     passes = [forced_pass(checkpoint, tokens, chunks, backend, expected, profile, progress)]
     config = checkpoint.config
@@ -78,10 +85,49 @@ def noisy_pass(
     for seed in range(1, min(16, -(-ENOUGH // few))):
         jitter = np.random.default_rng(seed)
         passes.append(forced_pass(checkpoint, tokens, chunks, backend, expected, profile, jitter=jitter))
-    if len(passes) == 1:
+    open_choices = nearly_tied(checkpoint, backend, expected, passes[0])
+    if len(passes) == 1 and not open_choices:
         return passes[0]
     noise = {name: _root_mean_square([p[name] - value for p in passes]) for name, value in expected.items()}
+    if open_choices:
+        other = forced_pass(checkpoint, tokens, chunks, backend, expected, profile, flipped=open_choices)
+        noise = {name: np.hypot(noise[name], other[name] - value) for name, value in expected.items()}
     return {name: value + noise[name] for name, value in expected.items()}
+
+
+def nearly_tied(
+    checkpoint: Checkpoint,
+    backend: Mapping[str, np.ndarray],
+    expected: Mapping[str, np.ndarray],
+    noisy: Mapping[str, np.ndarray],
+) -> dict[str, np.ndarray]:
+    """Choices of experts that the backend does not show and that noise may decide: bool [T] by tap, if there are any.
+
+    Open is a choice whose margin, between the last expert taken and the best left out, is within the allowance.
+    The logits' noise is the standard deviation that their median deviation has in a normal distribution: where a
+    choice before them went otherwise they are far off, and no noise.
+    """
+    config = checkpoint.config
+    if not isinstance(config, GptOssConfig) or config.num_experts_per_tok == config.num_local_experts:
+        return {}
+    found, A = {}, config.num_experts_per_tok
+    for name, logits_TN in expected.items():
+        ids = name.replace("router_logits", "expert_ids")
+        if ids == name or name in backend or ids in backend:
+            continue
+        ordered_TN = np.sort(logits_TN, axis=1)[:, ::-1]
+        spread = 1.4826 * float(np.median(np.abs(noisy[name] - logits_TN)))
+        open_T = ordered_TN[:, A - 1] - ordered_TN[:, A] <= ALLOWANCE * spread
+        if open_T.any():
+            found[ids] = open_T
+    return found
+
+
+def _flipped(ids_TA: np.ndarray, logits_TN: np.ndarray, where_T: np.ndarray) -> np.ndarray:
+    next_best_T = top_k(logits_TN, ids_TA.shape[1] + 1)[:, -1]
+    ids_TA = ids_TA.copy()
+    ids_TA[where_T, -1] = next_best_T[where_T]
+    return ids_TA
 
 
 def _root_mean_square(arrays: list[np.ndarray]) -> np.ndarray:

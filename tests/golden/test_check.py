@@ -32,7 +32,8 @@ def test_the_oracle_itself_has_no_error_anywhere():
         assert (result.local_error, result.ratio) == (0, 0)
         assert result.inherited_error == (None if result.tap.endswith("expert_ids") else 0)
     assert report.logits == {"kl_nats": 0, "top1_agreement": 1, "regret_nats": 0}
-    assert report.routing == {"flips": 0, "choices": 120, "largest_margin": 0}
+    followed = {"followed": 0, "largest_followed_margin": 0, "open": 0}
+    assert report.routing == {"flips": 0, "choices": 120, "largest_margin": 0, **followed}
     assert (report.structure, report.first_divergence, report.not_supplied) == (None, None, [])
 
 
@@ -213,6 +214,10 @@ def test_missing_taps_are_spanned():
     assert report.verdict == "match"
     assert [result.tap for result in report.taps] == kept
     assert set(report.not_supplied) == set(NAMES) - set(kept)
+    spans = {result.tap: result.spans for result in report.taps}
+    in_layer = [f"layers.1.{kind}" for kind in ("mlp_norm", "router_logits", "expert_ids", "expert_weights")]
+    in_layer += [f"layers.1.{kind}" for kind in ("expert_gate", "expert_up", "expert_act", "expert_out", "mlp_out")]
+    assert (spans["embed"], spans["layers.1.block_out"], spans["logits"]) == ([], in_layer, ["final_norm"])
     assert diverging(report_of(faulty)) == ["layers.1.block_out"]  # where the span with the fault ends
 
 
@@ -263,7 +268,13 @@ def test_other_tokens_are_incomparable(other, part):
 
 WRONG_ARRAYS = {
     "too short": ("layers.0.q", lambda a: a[:39], "expected: [40, 4, 32]"),
-    "last position only": ("logits", lambda a: a[-1:], "expected: [40, 320]"),
+    "last position only, in a layer that later ones need": (
+        "layers.1.attn_out",
+        lambda a: a[-1:],
+        "expected: [40, 64]",
+    ),
+    "last position's keys only": ("layers.2.k_rope", lambda a: a[-1:], "expected: [40, 2, 32]"),
+    "half a position": ("logits", lambda a: a[-1:, :160], "expected: [40, 320]"),
     "joined wrongly": ("layers.0.q", lambda a: a[:, :3], "expected: [40, 4, 32]"),
     "transposed": ("layers.0.attn_out", lambda a: a.T, "expected: [40, 64]"),
     "one number": ("embed", lambda a: np.array(1.0), "expected: [40, 64]"),
