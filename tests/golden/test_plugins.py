@@ -88,7 +88,7 @@ def test_an_unknown_name_lists_what_is_registered(install, golden):
     install("my-engine-assay", "my_engine", ENGINE, {"my-engine": "my_engine:Engine", "other": "my_engine:Engine"})
     message = refused("check", golden, "--backend", "vllm")
     assert "unknown backend 'vllm'" in message
-    assert "expected: reference, cpu, metal, mlx-lm, transformers, llama.cpp, my-engine, other" in message
+    assert "expected: reference, cpu, metal, mlx-lm, transformers, llama.cpp, openai-torch, my-engine, other" in message
 
 
 def test_ours_cannot_be_replaced(install):
