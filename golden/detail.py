@@ -106,7 +106,7 @@ def _maps(spec: TapSpec, multiples: Array, lost: Array) -> list[dict[str, Any]]:
     maps = []
     for axis, letter in enumerate(letters, start=1):
         others = tuple(i for i in range(1, multiples.ndim) if i != axis)
-        square, gone = np.square(multiples).mean(axis=others), lost.any(axis=others)
+        square, gone = np.square(multiples).mean(axis=others), lost.astype(np.float64).max(axis=others)
         rows, columns = (_edges(n, most) for n, most in zip(square.shape, (ROWS, COLUMNS), strict=True))
         cells = _pooled(square, rows, columns) / np.outer(_lengths(rows), _lengths(columns))
         text = _levels(np.sqrt(cells), _pooled(gone, rows, columns) > 0)

@@ -138,7 +138,7 @@ def _read(path: Path) -> tuple[Mapping[str, np.ndarray], dict[str, str], str]:
     if path.is_dir():
         return read_folder(path)
     if path.suffix in (".log", ".txt"):
-        return read_callback_log(path), {}, "float32"
+        return read_callback_log(path), {}, "llama.cpp"
     if path.suffix == ".npz":
         try:
             with np.load(path, allow_pickle=False) as file:

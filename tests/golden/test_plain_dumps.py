@@ -103,11 +103,13 @@ def logged(name: str, operation: str, array: np.ndarray, digits: str = "%.9g") -
 def test_a_log_s_repeated_names_are_told_apart_by_operation(tmp_path):
     x = np.random.default_rng(0).standard_normal((2, 4, 8)).astype(np.float32)
     text = logged("Qcur-0", "MUL_MAT", x.reshape(2, 32)) + logged("Qcur-0", "RESHAPE", x)
-    text += logged("Qcur-0", "ROPE", 2 * x) + logged("Qcur-0", "ROPE", 3 * x[:1]) + logged("nothing", "ADD", x)
+    text += logged("Qcur-0", "ROPE", 2 * x) + logged("nothing", "ADD", x) + logged("result_output", "MUL_MAT", x[1, :1])
+    text += logged("Qcur-0", "RESHAPE", x[1:]) + logged("Qcur-0", "ROPE", 3 * x[:1])
     (tmp_path / "nodes.log").write_text(text)
     dump = open_dump(tmp_path / "nodes.log")
-    assert set(dump.taps) == {"layers.0.q", "layers.0.q_rope"}
-    np.testing.assert_allclose(dump.taps["layers.0.q"], x.reshape(2, 32), 1e-8)
+    assert set(dump.taps) == {"layers.0.q", "layers.0.q_rope"}  # logits are of the last position alone
+    assert dump.profile == "llama.cpp"
+    np.testing.assert_allclose(dump.taps["layers.0.q"], np.concatenate((x, x[1:])).reshape(3, 32), 1e-8)
     np.testing.assert_allclose(dump.taps["layers.0.q_rope"], np.concatenate((2 * x, 3 * x[:1])).reshape(3, 32), 1e-8)
 
 
