@@ -1,4 +1,4 @@
-"""mlx-lm: where it rounds besides what it stores, and how MLX's x86 CPU adds up (mlx_cpu.py).
+"""Backends on MLX: where mlx-lm rounds besides what it stores, and how MLX's x86 CPU adds up (mlx_cpu.py).
 
 Facts from mlx-lm 0.32 models/rope_utils.py; on a GPU sums are float32.
 """
@@ -11,6 +11,13 @@ from assay.golden.rounding import to_bfloat16
 from assay.reference.config import Config, LongRopeScaling, YarnScaling
 from assay.reference.model import Model
 from assay.reference.rope import apply_rope, rope_tables
+
+
+class MetalOnCpu(Emulation):
+    """`fast/metal`, whose products take float32 inputs: only their order is MLX's."""
+
+    def __init__(self, model: Model[Config]):
+        super().__init__(MlxCpuModel(model.config, model.tensors, model.dtype))
 
 
 class MlxLmFloat32(Emulation):

@@ -1,7 +1,7 @@
-"""How MLX computes on x86 CPUs: sums one after the other, in the dtype of the inputs.
+"""How MLX computes on x86 CPUs: sums one after the other, of quantised products in the dtype of the inputs.
 
-From mlx 0.32.4 backend/cpu/quantized.cpp (`_qmm_t`, `fp_qmm_t`), ops.cpp `affine_dequantize` and fast.cpp `rms_norm`;
-equal to the results of that version bit for bit. On a GPU sums are float32 and in no such order.
+From mlx 0.32.4 backend/cpu/quantized.cpp (`_qmm_t`, `fp_qmm_t`), gemms/simd_gemm.h, ops.cpp `affine_dequantize` and
+fast.cpp `rms_norm`; equal to the results of that version bit for bit. On a GPU sums are float32 and in no such order.
 """
 
 from collections.abc import Callable
@@ -38,12 +38,12 @@ def unrounded(x: np.ndarray) -> None:
 
 @dataclass(frozen=True)
 class MlxCpuModel(Model[Config]):
-    """The oracle's model, its quantised weights multiplied as MLX does; `round` is that of activations."""
+    """The oracle's model, its weights multiplied as MLX does; `round` is that of sums over quantised weights."""
 
     round: Round = unrounded
 
     def weight(self, name: str, part: int | range | None = None) -> np.ndarray:
-        """As the oracle's, with a product of its own where the tensor is quantised as MLX knows it."""
+        """As the oracle's, matrices with a product of their own; sums over plain ones are in float32 always."""
         tensor = self.tensors[name]
         if part is not None and _quantised(tensor):
             tensor = tensor[part.start : part.stop] if isinstance(part, range) else tensor[part]
@@ -51,7 +51,7 @@ class MlxCpuModel(Model[Config]):
             return with_product(self._affine(tensor), partial(one_by_one, self.round))
         array = super().weight(name, part)
         if not _quantised(tensor):
-            return array
+            return with_product(array, partial(one_by_one, unrounded)) if array.ndim > 1 else array
         assert isinstance(tensor.encoding, Microscaled)
         scale_OG = tensor.encoding.scale.to_float32(tensor.parts["scales"]).reshape(*array.shape[:-1], -1)
         return with_product(array, partial(group_by_group, self.round, scale_OG))

@@ -12,7 +12,7 @@ import numpy as np
 
 from assay.golden.emulate_bfloat16 import TransformersBfloat16
 from assay.golden.emulate_llamacpp import LlamaCpp, LlamaCppFloat32
-from assay.golden.emulate_mlx import MlxLmBfloat16, MlxLmFloat32
+from assay.golden.emulate_mlx import MetalOnCpu, MlxLmBfloat16, MlxLmFloat32
 from assay.golden.emulate_openai import OpenAiMetal, OpenAiTorchBfloat16
 from assay.golden.emulate_q8 import Q8
 from assay.golden.emulation import Emulation
@@ -109,6 +109,22 @@ PROFILES = {
             emulation=OpenAiMetal,
             rounds="RMSNorm's gain to bfloat16; rotary frequencies by exp in float32; fast::exp in attention",
             sources=("openai/gpt-oss 7b58334 gpt_oss/metal/source, metal/scripts/create-local-model.py",),
+        ),
+        Profile(
+            "metal-cpu-float32",
+            _FLOAT32,
+            23,
+            emulation=MetalOnCpu,
+            rounds="sums one after the other",
+            sources=("golden/mlx_cpu.py",),
+        ),
+        Profile(
+            "metal-cpu-bfloat16",
+            _FLOAT32,
+            7,
+            emulation=MetalOnCpu,
+            rounds="what it stores; sums in float32, one after the other",
+            sources=("golden/mlx_cpu.py",),
         ),
         Profile(
             "mlx-lm-float32",

@@ -20,7 +20,8 @@ class MetalBackend:
     name = "metal"
 
     def __init__(self, checkpoint: Checkpoint, mode: str):
-        self.profile = mode
+        on_cpu = mx.default_device().type == mx.cpu
+        self.profile = f"metal-cpu-{mode}" if on_cpu else mode
         self.versions = {"mlx": version("mlx"), "device": f"{mx.default_device()} on {platform.machine()}"}
         self.model = MetalModel(checkpoint.config, checkpoint.tensors, mode)
         for notice in self.model.notices:

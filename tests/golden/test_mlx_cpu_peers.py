@@ -5,7 +5,7 @@ import pytest
 
 from assay.golden.mlx_cpu import MlxCpuModel, round_to_bfloat16, sequential_rms_norm, unrounded
 from assay.golden.rounding import to_bfloat16
-from assay.reference.formats import BF16, F16, MLX_MODES, AffineGroups
+from assay.reference.formats import BF16, F16, F32, MLX_MODES, AffineGroups
 from assay.reference.weights import Tensor
 from tests.fast.models import llama_config
 
@@ -79,6 +79,25 @@ def test_products_and_rows(mode, group_size, bits, scale_format, dtype):
     if mode != "affine" and dtype == "bfloat16":
         embedded = to_bfloat16(embedded)  # the tap is rounded after it
     np.testing.assert_array_equal(embedded, np.array(rows.astype(mx.float32)))
+
+
+@pytest.mark.parametrize("dtype", ROUNDS)
+@pytest.mark.parametrize("columns", [20, 64, 2880])
+def test_plain_products(columns, dtype):
+    """Added up in float32 in either dtype, the bias with them."""
+    import mlx.core as mx
+
+    x, w, bias = inputs(5, T, columns), inputs(6, O, columns), inputs(7, O)
+    cast = lambda array: mx.array(array).astype(getattr(mx, dtype))  # noqa: E731
+    got = mx.addmm(cast(bias), cast(x), cast(w).T)
+    gathered = mx.gather_mm(mx.array(x)[:, None], mx.array(w).T[None], rhs_indices=mx.zeros(T, mx.uint32))
+    tensor = Tensor(NAME, w.shape, F32, {"values": w})
+    model = MlxCpuModel(llama_config(), {NAME: tensor}, np.dtype(np.float32), round=ROUNDS[dtype])
+    ours = x @ model.weight(NAME).T
+    np.testing.assert_array_equal(ours, np.array(gathered)[:, 0])
+    ours = ours + bias
+    ROUNDS[dtype](ours)
+    np.testing.assert_array_equal(ours, np.array(got.astype(mx.float32)))
 
 
 @pytest.mark.parametrize("dtype", ROUNDS)
