@@ -20,6 +20,25 @@ class MetalOnCpu(Emulation):
         super().__init__(MlxCpuModel(model.config, model.tensors, model.dtype))
 
 
+class MlxLmOnGpuBfloat16(Emulation):
+    """q and k times YaRN's factor are rounded before the rotation."""
+
+    def q_rope(self, layer: int, array: np.ndarray) -> np.ndarray:
+        return self._rotated("q", array)
+
+    def k_rope(self, layer: int, array: np.ndarray) -> np.ndarray:
+        return self._rotated("k", array)
+
+    def _rotated(self, source: str, array: np.ndarray) -> np.ndarray:
+        """`YarnRoPE` multiplies by the factor before the rotation, which is in float32."""
+        scaling = self.config.rope_scaling
+        if not isinstance(scaling, YarnScaling | LongRopeScaling):
+            return array
+        m = np.float32(scaling.attention_factor)
+        cos, sin = rope_tables(self.config, self.position_T, self.model.dtype)
+        return apply_rope(to_bfloat16(self.now[source] * m), cos / m, sin / m)
+
+
 class MlxLmFloat32(Emulation):
     """Sums one after the other: where all squares are equal, as in a row of 4-bit weights, it shows."""
 
@@ -46,22 +65,7 @@ class MlxLmFloat32(Emulation):
         return super().handed_on(name, array)
 
 
-class MlxLmBfloat16(MlxLmFloat32):
-    """Products with quantised weights are added up in bfloat16, and q and k times YaRN's factor rounded first."""
+class MlxLmBfloat16(MlxLmOnGpuBfloat16, MlxLmFloat32):
+    """On the CPU products with quantised weights are added up in bfloat16 as well."""
 
     ROUND = staticmethod(round_to_bfloat16)
-
-    def q_rope(self, layer: int, array: np.ndarray) -> np.ndarray:
-        return self._rotated("q", array)
-
-    def k_rope(self, layer: int, array: np.ndarray) -> np.ndarray:
-        return self._rotated("k", array)
-
-    def _rotated(self, source: str, array: np.ndarray) -> np.ndarray:
-        """`YarnRoPE` multiplies by the factor before the rotation, which is in float32."""
-        scaling = self.config.rope_scaling
-        if not isinstance(scaling, YarnScaling | LongRopeScaling):
-            return array
-        m = np.float32(scaling.attention_factor)
-        cos, sin = rope_tables(self.config, self.position_T, self.model.dtype)
-        return apply_rope(to_bfloat16(self.now[source] * m), cos / m, sin / m)

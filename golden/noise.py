@@ -12,7 +12,7 @@ import numpy as np
 
 from assay.golden.emulate_bfloat16 import TransformersBfloat16
 from assay.golden.emulate_llamacpp import LlamaCpp, LlamaCppFloat32
-from assay.golden.emulate_mlx import MetalOnCpu, MlxLmBfloat16, MlxLmFloat32
+from assay.golden.emulate_mlx import MetalOnCpu, MlxLmBfloat16, MlxLmFloat32, MlxLmOnGpuBfloat16
 from assay.golden.emulate_openai import OpenAiMetal, OpenAiTorchBfloat16
 from assay.golden.emulate_q8 import Q8
 from assay.golden.emulation import Emulation
@@ -125,6 +125,16 @@ PROFILES = {
             emulation=MetalOnCpu,
             rounds="what it stores; sums in float32, one after the other",
             sources=("golden/mlx_cpu.py",),
+        ),
+        Profile("mlx-lm-gpu-float32", _FLOAT32, 23, (_RAMP,), rounds="nothing else", sources=(_MLX_LM,)),
+        Profile(
+            "mlx-lm-gpu-bfloat16",
+            _FLOAT32,
+            7,
+            (_RAMP,),
+            MlxLmOnGpuBfloat16,
+            "q and k times YaRN's factor before the rotation",
+            (_MLX_LM,),
         ),
         Profile(
             "mlx-lm-float32",

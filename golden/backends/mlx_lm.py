@@ -44,7 +44,8 @@ class MlxLmBackend:
     name = "mlx-lm"
 
     def __init__(self, checkpoint: Checkpoint, mode: str, model: Any = None):
-        self.profile = f"mlx-lm-{mode}"
+        on_cpu = mx.default_device().type == mx.cpu
+        self.profile = f"mlx-lm-{mode}" if on_cpu else f"mlx-lm-gpu-{mode}"
         self.versions = {"mlx-lm": importlib.metadata.version("mlx-lm"), "mlx": importlib.metadata.version("mlx")}
         self.config = checkpoint.config
         self.model = _load(checkpoint, mode) if model is None else model

@@ -86,7 +86,9 @@ def test_chunks_change_the_noise_s_kind_only():
     assert by_one["expert_gate"] == pytest.approx(whole["expert_gate"], rel=1e-3)
 
 
-@pytest.mark.parametrize("profile", ["transformers-bfloat16", "mlx-lm-bfloat16", "openai-torch-bfloat16"])
+@pytest.mark.parametrize(
+    "profile", ["transformers-bfloat16", "mlx-lm-gpu-bfloat16", "mlx-lm-bfloat16", "openai-torch-bfloat16"]
+)
 def test_bfloat16_backends_round_more_than_they_store(profile):
     plain, found = noise("bfloat16"), noise(profile)
     assert found["q_rope"] > 1.2 * plain["q_rope"]
@@ -108,6 +110,8 @@ def test_profiles_of_backends_name_their_deviations_and_sources():
         "llama.cpp-float32": ("yarn-ramp-rounded", "yarn-betas-ignored"),
         "mlx-lm-float32": ("yarn-ramp-rounded",),
         "mlx-lm-bfloat16": ("yarn-ramp-rounded",),
+        "mlx-lm-gpu-float32": ("yarn-ramp-rounded",),
+        "mlx-lm-gpu-bfloat16": ("yarn-ramp-rounded",),
     }
     plain = {"float64", "float32", "float16", "bfloat16"}
     assert {name for name, profile in PROFILES.items() if not (profile.rounds and profile.sources)} == plain
