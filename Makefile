@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test peers lint wheel-test types clean
+.PHONY: demo test peers lint wheel-test types bench bench-compare bench-once clean
 
 demo: .venv/ready   ## set up and run the main job on the bundled tiny model
 	$(BIN)/assay demo
@@ -25,6 +25,19 @@ types: .venv/wheel
 wheel-test: .venv/wheel  ## the same tests from outside the checkout, on the installed wheel
 	rm -rf .venv-wheel/outside && mkdir .venv-wheel/outside && cp -r tests docs pyproject.toml .venv-wheel/outside/
 	cd .venv-wheel/outside && ../bin/python -m pytest --ignore tests/test_imports.py  # it reads the sources
+
+BENCH := $(BIN)/python -m pytest -m speed tests/speed -q
+
+bench: .venv/ready  ## measure speed (the machine should be idle); saves JSON under .benchmarks
+	$(BENCH) --benchmark-autosave
+
+bench-compare: .venv/ready  ## the same, beside the last saved run
+	@mkdir -p .benchmarks
+	$(BENCH) --benchmark-json .benchmarks/now.json
+	$(BIN)/python -m tests.speed.compare .benchmarks/now.json
+
+bench-once: .venv/ready  ## every benchmark once, small, for its result and not its time
+	$(BENCH) --benchmark-disable
 
 .venv/bin/python:
 	$(PYTHON) -m venv .venv
