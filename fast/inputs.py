@@ -9,8 +9,11 @@ from assay.reference.config import Config
 from assay.reference.weights import Tensor, weight_shapes
 
 
-def checked_tokens(config: Config, tokens: np.ndarray) -> np.ndarray:
-    """Token ids as int64 [T]; ValueError for what is no row of ids within the vocabulary."""
+def checked_tokens(config: Config, tokens: np.ndarray, past: int = 0) -> np.ndarray:
+    """Token ids as int64 [T]; ValueError for what is no row of ids within the vocabulary.
+
+    Also for more, with the `past` that they follow, than the context that the configuration declares.
+    """
     token_T = np.asarray(tokens)
     if token_T.ndim != 1 or not token_T.size or not np.issubdtype(token_T.dtype, np.integer):
         raise ValueError(f"tokens must be a non-empty row of integers, got {token_T.dtype} {list(token_T.shape)}")
@@ -19,6 +22,10 @@ def checked_tokens(config: Config, tokens: np.ndarray) -> np.ndarray:
     if outside.size:
         t = outside[0]
         raise ValueError(f"token id {token_T[t]} at position {t}: the vocabulary has ids 0 to {V - 1}")
+    if past + len(token_T) > config.max_position_embeddings:
+        raise ValueError(
+            f"{past + len(token_T)} tokens in all: the model's context holds {config.max_position_embeddings}"
+        )
     return token_T.astype(np.int64)
 
 

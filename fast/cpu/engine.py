@@ -54,12 +54,12 @@ class CpuModel:
 
         `tap` is shown every tensor of the tap table except attn_scores and attn_weights, which the fused
         kernel does not form. A pass that raises leaves the cache as it was. Raises ValueError for tokens
-        that are no row of ids within the vocabulary, and for a cache made for another model.
+        that are no row of ids within the vocabulary or do not fit the context, and for another model's cache.
         """
-        token_T = checked_tokens(self.config, tokens)
         cache = self.new_cache() if cache is None else cache
         if cache.config != self.config:
             raise ValueError("the cache was made for a model of another configuration")
+        token_T = checked_tokens(self.config, tokens, cache.length)
         with jit.threads(self.threads):
             return self._forward(token_T, cache, tap or unobserved)
 

@@ -58,8 +58,10 @@ class Cpu:
         self.info = {"assay": version("assay"), "numba": version("numba"), "mode": mode}
 
     def prefill(self, tokens: Row) -> float:
-        cache, started = self.model.new_cache(), perf_counter()
-        self.model.forward(tokens, cache=cache)[-1].argmax()
+        from assay.fast.cpu.batch import forward_batch
+
+        started = perf_counter()
+        forward_batch(self.model, [tokens], [self.model.new_cache()]).argmax()  # logits of the last token alone
         return perf_counter() - started
 
     def decode(self, prompt: Row, tokens: Row) -> float:
@@ -71,12 +73,14 @@ class Cpu:
         return perf_counter() - started
 
     def batch(self, prompts: Sequence[Row], tokens_NB: np.ndarray) -> float:
+        from assay.fast.cpu.batch import forward_batch
+
         caches = [self.model.new_cache() for _ in prompts]
         for cache, prompt in zip(caches, prompts, strict=True):
             self.model.forward(prompt, cache=cache)
         started = perf_counter()
         for token_B in tokens_NB:
-            self.model.forward_batch([token_B[b : b + 1] for b in range(len(token_B))], caches).argmax(axis=-1)
+            forward_batch(self.model, token_B[:, None], caches).argmax(axis=-1)
         return perf_counter() - started
 
     def logits(self, tokens: Row) -> np.ndarray:
