@@ -77,7 +77,7 @@ def _attention(
     q_PHC, k_PKC = apply_rope(q_PHC, *tables), apply_rope(k_PKC, *tables)
     heads_PHC = np.empty_like(q_PHC)
     for piece, past in zip(pieces, pasts, strict=True):
-        heads_PHC[piece] = attend(q_PHC[piece], k_PKC[piece], v_PKC[piece], past, layer.sink)
+        heads_PHC[piece] = attend(q_PHC[piece], k_PKC[piece], v_PKC[piece], past, layer.sinks)
     return layer.o(heads_PHC.reshape(P, -1)), (k_PKC, v_PKC)
 
 
