@@ -220,9 +220,9 @@ def compare_logits(engines: Sequence[str], exact: str, golden: Path | None, fold
 
         want = np.asarray(load_golden(golden).taps["logits"], np.float64)
     else:
-        want = np.load(folder / f"{exact}.npy").astype(np.float64)
+        want = np.load(folder / f"{exact}.npy", allow_pickle=False).astype(np.float64)
     for engine in engines:
-        got = np.load(folder / f"{engine}.npy").astype(np.float64)
+        got = np.load(folder / f"{engine}.npy", allow_pickle=False).astype(np.float64)
         nmse = float(np.sum((got - want) ** 2) / np.sum((want - want.mean()) ** 2))
         found.errors[engine] = {"nmse": nmse} | {key: float(value) for key, value in logit_view(want, got).items()}
 

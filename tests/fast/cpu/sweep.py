@@ -1,0 +1,140 @@
+"""The CPU path under the check: every test checkpoint and true shapes of gpt-oss-20b, both modes, prompts up to 4200.
+
+    python -m tests.fast.cpu.sweep [--prompts 1 9 127 128 129 300 4200] [--only gpt_oss]
+
+Each prompt whole, in chunks and token by token; models that have a sliding window also with one of 128 positions.
+Prints, for each checkpoint and mode, the largest ratio of local error to noise (the allowance is 4) and the tap it was
+at; exits with 1 if anything diverges.
+"""
+
+import argparse
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from assay.golden.backends import open_backend
+from assay.golden.check import Report, check
+from assay.golden.measure import ALLOWANCE
+from assay.golden.noise import profile_named
+from assay.golden.record import record, split_into_chunks
+from assay.loaders import Checkpoint, open_checkpoint
+from assay.loaders.convert import write_gguf_checkpoint
+from assay.loaders.registry import find_shape
+from assay.loaders.synth import random_weights, synthetic_tokenizer
+from tests.checkpoint_files import CHECKPOINTS
+
+MODES = ("exact", "q8")
+PROMPTS = (1, 9, 127, 128, 129, 300, 4200)
+WINDOW = 128  # of gpt-oss
+TRUE_SHAPES = (1, 2)  # layers
+LONG = 1000  # tokens, from which on a prompt is not run token by token, and a few taps of a large model are looked at
+FEW_TAPS = ",".join(f"layers.*.{tap}" for tap in ("q_rope", "k_rope", "attn_heads", "attn_residual", "mlp_out"))
+
+
+def subjects(only: str, folder: Path) -> Iterator[tuple[str, Checkpoint]]:
+    """Those of tests/checkpoints, their contexts made long enough, and random ones of the shape of gpt-oss-20b."""
+    for path in sorted(CHECKPOINTS.glob("*/*")):
+        name = str(path.relative_to(CHECKPOINTS))
+        if not path.is_dir() or only not in name:
+            continue
+        opened = open_checkpoint(path)
+        config = replace(opened.config, max_position_embeddings=max(*PROMPTS, opened.config.max_position_embeddings))
+        yield name, replace(opened, config=config)
+        if config.sliding_window:
+            yield f"{name}, window {WINDOW}", replace(opened, config=replace(config, sliding_window=WINDOW))
+    for layers in TRUE_SHAPES:
+        if only in (name := f"gpt-oss-20b, {layers} layers"):
+            yield name, true_shape(layers, folder / f"{layers}.gguf")
+
+
+def true_shape(layers: int, path: Path) -> Checkpoint:
+    """gpt-oss-20b's shapes but for the vocabulary, which would make 6.7 GB of logits of 4200 tokens."""
+    whole = find_shape("gpt-oss-20b")
+    shape = replace(whole, config=replace(whole.config, vocab_size=4096), special_tokens={}, bos=0, eos=1, pad=2)
+    config = shape.shortened(layers)
+    write_gguf_checkpoint(
+        path, config, shape.model_type, random_weights(config, "gguf", None, 0), synthetic_tokenizer(shape), _silent
+    )
+    return open_checkpoint(path)
+
+
+def _silent(nbytes: int) -> None:
+    pass
+
+
+def chunkings(T: int, large: bool) -> list[list[int] | None]:
+    """None is whole. Chunks end before, on and behind the edge of a window of 128."""
+    if T == 1:
+        return [None]
+    if T >= LONG:  # a large model's scores of all pairs would not fit: [64, 4200, 4200]
+        return [[300]] if large else [None, [1000, 31, 1, 1, 500]]
+    return [None, [100, 1, 26, 1, 1], *([] if large and T > 9 else [[1]])]
+
+
+def reports(checkpoint: Checkpoint, prompts: Sequence[int]) -> Iterator[tuple[str, str, Report]]:
+    """Mode, prompt, and what the check says."""
+    oracle = open_backend("reference", checkpoint)
+    backends = {mode: open_backend("cpu", checkpoint, mode) for mode in MODES}
+    large = checkpoint.config.hidden_size > 1000
+    for T in prompts:
+        tokens = np.random.default_rng(T).integers(8, checkpoint.config.vocab_size, T).tolist()
+        taps = FEW_TAPS if large and T >= LONG else None
+        for chunks in chunkings(T, large):
+            lengths = None if chunks is None else split_into_chunks(T, chunks)
+            golden = record(checkpoint, oracle, tokens, chunks=lengths, taps=taps, beside=Path())
+            told = f"{T} tokens{'' if chunks is None else ' in ' + ','.join(map(str, chunks))}"
+            for mode, backend in backends.items():
+                found = backend.run(tokens, golden.provenance.chunks, golden.provenance.taps)
+                yield mode, told, check(golden, checkpoint, found, "cpu", profile_named(backend.profile))
+
+
+def sweep(prompts: Sequence[int], only: str) -> int:
+    """Check all and print the table; how many did not match."""
+    print(f"largest local error over the noise of the mode; the allowance is {ALLOWANCE:g}")
+    print("| checkpoint | container | mode | checks | match | largest | at | s |\n|---|---|---|---|---|---|---|---|")
+    wrong = 0
+    with tempfile.TemporaryDirectory() as folder:
+        for name, checkpoint in subjects(only, Path(folder)):
+            started = time.perf_counter()
+            rows = {mode: Row() for mode in MODES}
+            for mode, told, report in reports(checkpoint, prompts):
+                rows[mode].add(told, report)
+            seconds = time.perf_counter() - started
+            for mode, row in rows.items():
+                wrong += row.count - row.matching
+                print(
+                    f"| {name} | {checkpoint.format} | {mode} | {row.count} | {row.matching} "
+                    f"| {row.largest:.2f} | {row.where} | {seconds:.0f} |",
+                    flush=True,
+                )
+    return wrong
+
+
+class Row:
+    """What is known of a checkpoint in a mode."""
+
+    def __init__(self) -> None:
+        self.count = self.matching = 0
+        self.largest, self.where = 0.0, ""
+
+    def add(self, told: str, report: Report) -> None:
+        self.count += 1
+        self.matching += report.verdict == "match"
+        worst = max(report.taps, key=lambda tap: tap.ratio or 0.0)
+        if report.verdict != "match":
+            print(f"{report.verdict}: {told}, {report.first_divergence}", file=sys.stderr)
+        if (worst.ratio or 0.0) > self.largest:
+            self.largest, self.where = worst.ratio or 0.0, f"{worst.tap}, {told}"
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--prompts", type=int, nargs="+", default=PROMPTS)
+    parser.add_argument("--only", default="", help="checkpoints whose name has this in it")
+    arguments = parser.parse_args()
+    sys.exit(1 if sweep(arguments.prompts, arguments.only) else 0)
