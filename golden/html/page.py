@@ -54,6 +54,7 @@ def page_of(report: Report, details: Mapping[str, dict[str, Any]], about: Mappin
         structure=None if report.structure is None else structure_line(report.structure),
         not_supplied=shortened(report.not_supplied),
         out_of_allowance=sum(result.verdict == "diverges" for result in report.taps),
+        known=sum(result.verdict == "known-deviation" for result in report.taps),
         plot=plot.plot_of(found),
         layers=layers,
         rows=rows,

@@ -182,7 +182,10 @@ def _short(ratio: float | None, nonfinite: int) -> str:
         return "∞"
     if ratio < 9.95:
         return "0" if ratio == 0 else "<.1" if ratio < 0.05 else f"{ratio:.1f}"
-    return f"{ratio:.0f}" if ratio < 999.5 else f"1e{math.log10(ratio):.0f}"
+    if ratio < 999.5:
+        return f"{ratio:.0f}"
+    digit, exponent = f"{ratio:.0e}".split("e")
+    return f"{digit}e{int(exponent)}"
 
 
 def _shade(ratio: float | None, state: str, allowance: float) -> str:
@@ -191,5 +194,5 @@ def _shade(ratio: float | None, state: str, allowance: float) -> str:
         return "known"
     share = math.inf if ratio is None else ratio / allowance
     if state == "ok":
-        return f"ok{sum(share > bound for bound in (0.1, 0.25, 0.5))}"
+        return f"ok{sum(share > bound for bound in (0.1, 0.4, 0.7))}"
     return f"out{sum(share > bound for bound in (10, 1e3))}"

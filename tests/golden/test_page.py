@@ -16,6 +16,7 @@ from assay.golden.html.plot import HEIGHT, TIMES, TOP, grid_of, plot_of, times
 from tests.checkpoint_files import opened
 from tests.golden.faults import GPT_OSS, golden_of, jolted, report_of, taps_with
 from tests.golden.pages import HOSTILE, deep_page, details_of, hostile_page, page_with
+from tests.golden.test_diagnose import taps_of
 
 WRONG = "layers.1.attn_heads"
 
@@ -123,6 +124,14 @@ def test_a_clean_check(tmp_path):
     assert "Cause" not in text
 
 
+def test_deviations_are_listed():
+    golden, checkpoint, taps, name, _ = taps_of("yarn-ramp-rounded")
+    report, details = details_of(taps, golden, checkpoint, name, "mlx-lm-float32")
+    text = " ".join(Reader(page_of(report, details.taps, {})).text.split())
+    assert f"Matches, but for known deviations 6 of {len(taps)} tensors differ, all of them by design" in text
+    assert "YaRN ramp rounded yarn-ramp-rounded" in text
+
+
 @pytest.mark.parametrize("keep", ["logits", "*block_out", "*expert_ids"])
 def test_few_taps_do(tmp_path, keep):
     data = json.loads(Reader(page_with(tmp_path / "p.html", {}, keep).read_text("utf-8")).scripts[0])
@@ -209,7 +218,7 @@ def test_the_grid_has_a_column_for_a_layer():
     shown = [(kind, [None if cell is None else (cell.text, cell.shade) for cell in cells]) for kind, cells in rows]
     assert shown == [
         ("embed", [("0", "ok0"), None]),
-        ("q", [("0.5", "ok1"), ("1e7", "out2")]),
+        ("q", [("0.5", "ok1"), ("5e6", "out2")]),
         ("k", [None, ("40", "known")]),
         ("logits", [None, ("NaN", "out2")]),
     ]
