@@ -12,7 +12,7 @@ import numpy as np
 
 from assay.golden.emulation import with_product
 from assay.reference.config import Config
-from assay.reference.formats import MLX_MODES, AffineGroups, Microscaled
+from assay.reference.formats import MLX_MODES, MXFP4, MXFP4_BLOCKS, AffineGroups, Microscaled
 from assay.reference.formats.packing import as_bytes, unpack_codes
 from assay.reference.model import Model
 from assay.reference.weights import Tensor
@@ -45,16 +45,15 @@ class MlxCpuModel(Model[Config]):
     def weight(self, name: str, part: int | range | None = None) -> np.ndarray:
         """As the oracle's, matrices with a product of their own; sums over plain ones are in float32 always."""
         tensor = self.tensors[name]
-        if part is not None and _quantised(tensor):
+        if part is not None and (_grouped(tensor) or isinstance(tensor.encoding, AffineGroups)):
             tensor = tensor[part.start : part.stop] if isinstance(part, range) else tensor[part]
         if isinstance(tensor.encoding, AffineGroups):
             return with_product(self._affine(tensor), partial(one_by_one, self.round))
         array = super().weight(name, part)
-        if not _quantised(tensor):
-            return with_product(array, partial(one_by_one, unrounded)) if array.ndim > 1 else array
-        assert isinstance(tensor.encoding, Microscaled)
-        scale_OG = tensor.encoding.scale.to_float32(tensor.parts["scales"]).reshape(*array.shape[:-1], -1)
-        return with_product(array, partial(group_by_group, self.round, scale_OG))
+        if _grouped(tensor):
+            scale_OG = _group_scales(tensor).reshape(*array.shape[:-1], -1)
+            return with_product(array, partial(group_by_group, self.round, scale_OG))
+        return with_product(array, partial(one_by_one, unrounded)) if array.ndim > 1 else array
 
     def embed(self, token_T: np.ndarray) -> np.ndarray:
         """Rows of the embedding matrix, decoded as MLX does."""
@@ -78,8 +77,16 @@ class MlxCpuModel(Model[Config]):
         return weight.reshape(tensor.shape)
 
 
-def _quantised(tensor: Tensor) -> bool:
-    return isinstance(tensor.encoding, AffineGroups) or tensor.encoding in MLX_MODES.values()
+def _grouped(tensor: Tensor) -> bool:
+    """Whether MLX has the tensor in one of its microscaling modes; GGUF's MXFP4 comes there re-ordered."""
+    return tensor.encoding is MXFP4_BLOCKS or tensor.encoding in MLX_MODES.values()
+
+
+def _group_scales(tensor: Tensor) -> np.ndarray:
+    if tensor.encoding is MXFP4_BLOCKS:
+        return MXFP4.scale.to_float32(tensor.parts["blocks"][..., 0])
+    assert isinstance(tensor.encoding, Microscaled)
+    return tensor.encoding.scale.to_float32(tensor.parts["scales"])
 
 
 def one_by_one(round: Round, x: np.ndarray, weight_IO: np.ndarray) -> np.ndarray:

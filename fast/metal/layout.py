@@ -1,18 +1,38 @@
 """From the containers' encodings to MLX's quantised layouts: bytes in another order, no value decoded. NumPy only.
 
 MLX packs codes into uint32 words, least significant bits first, with a scale for each group: a byte in its
-microscaling modes; in mode `affine` a number s, and another b, for w = s q + b with unsigned codes q.
+microscaling modes; in mode `affine` a number s, and another b, for w = s q + b with unsigned codes q. ggml's integers
+become that with s and b in float32, where s q is exact and the sum is rounded as ggml's own (`loaders/recode.py`).
 """
 
 from dataclasses import dataclass
 
 import numpy as np
 
-from assay.reference.formats import MLX_MODES, MXFP4, MXFP4_BLOCKS, Q8_0, AffineGroups, Microscaled
-from assay.reference.formats.packing import split_half_nibbles
+from assay.loaders.recode import recode
+from assay.reference.formats import (
+    F32,
+    MLX_MODES,
+    MXFP4,
+    MXFP4_BLOCKS,
+    Q4_0,
+    Q4_1,
+    Q4_K,
+    Q5_0,
+    Q5_1,
+    Q5_K,
+    Q8_0,
+    AffineGroups,
+    Microscaled,
+)
 from assay.reference.weights import Tensor
 
 AFFINE_GROUPS = (32, 64, 128)  # what MLX has kernels for
+AFFINE_OF = {
+    form: AffineGroups(bits, 32, F32)
+    for bits, forms in {4: (Q4_0, Q4_1, Q4_K), 5: (Q5_0, Q5_1, Q5_K), 8: (Q8_0,)}.items()
+    for form in forms
+}
 
 
 @dataclass(frozen=True)
@@ -38,10 +58,12 @@ def packed(tensor: Tensor) -> Packed | None:
     if isinstance(encoding, Microscaled):
         return _microscaled(encoding, parts["blocks"], parts["scales"], rows)
     if encoding is MXFP4_BLOCKS:
-        blocks = parts["blocks"]
-        return _microscaled(MXFP4, adjacent_nibbles(blocks[..., 1:]), blocks[..., 0], rows)
-    if encoding is Q8_0:
-        return _eight_bit(parts["blocks"], rows)
+        encoding, parts = MXFP4, recode(encoding, parts, MXFP4)
+        return _microscaled(MXFP4, parts["blocks"], parts["scales"], rows)
+    if encoding in AFFINE_OF:
+        encoding, parts = AFFINE_OF[encoding], recode(encoding, parts, AFFINE_OF[encoding])
+        if not all(np.isfinite(parts[name]).all() for name in ("scales", "biases")):
+            return None  # infinity less infinity
     if isinstance(encoding, AffineGroups) and encoding.group_size in AFFINE_GROUPS:
         weight, scales, biases = (_by_row(parts[name], rows) for name in ("weight", "scales", "biases"))
         return Packed("affine", encoding.bits, encoding.group_size, weight, scales, biases)
@@ -55,25 +77,6 @@ def _microscaled(encoding: Microscaled, blocks: np.ndarray, scales: np.ndarray, 
         return None
     weight = _by_row(blocks, rows).view(np.uint32)
     return Packed(mode, encoding.element.bits, encoding.group, weight, _by_row(scales, rows))
-
-
-def adjacent_nibbles(split: np.ndarray) -> np.ndarray:
-    """ggml's byte j of elements j and j + B to MLX's of elements 2j and 2j + 1; uint8 [..., B] -> [..., B]."""
-    codes = split_half_nibbles(split)
-    return codes[..., 0::2] | codes[..., 1::2] << 4
-
-
-def _eight_bit(blocks: np.ndarray, rows: tuple[int, ...]) -> Packed | None:
-    """Q8_0, w = d q with signed q, as d (q + 128) - 128 d; None if a scale is not finite: infinity less infinity.
-
-    Exact in float32: d has 11 bits and q + 128 has 8, so their product has at most 19; 128 d only moves the
-    exponent; and the difference is d q again, of which nothing is rounded.
-    """
-    scales = np.ascontiguousarray(blocks[..., :2]).view("<f2")[..., 0].astype(np.float32)
-    if not np.isfinite(scales).all():
-        return None
-    weight = _by_row(blocks[..., 2:] ^ 0x80, rows).view(np.uint32)  # the sign bit turned over adds 128
-    return Packed("affine", 8, 32, weight, _by_row(scales, rows), _by_row(-128 * scales, rows))
 
 
 def _by_row(part: np.ndarray, rows: tuple[int, ...]) -> np.ndarray:

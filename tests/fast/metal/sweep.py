@@ -46,18 +46,19 @@ def checkpoints(root: Path) -> Iterator[tuple[str, Path]]:
             yield f"{family}, window 128, {container}", target
 
 
-def reports(checkpoint: Checkpoint, mode: str) -> Iterator[tuple[str, Report]]:
-    """One report for each prompt that fits the context."""
-    backend, oracle = open_backend("metal", checkpoint, mode), open_backend("reference", checkpoint)
+def reports(checkpoint: Checkpoint) -> Iterator[tuple[str, str, Report]]:
+    """Mode, prompt and report of each prompt that fits the context."""
+    oracle, backends = open_backend("reference", checkpoint), [open_backend("metal", checkpoint, m) for m in MODES]
     for T, chunks in PROMPTS:
         if checkpoint.config.max_position_embeddings < T:
             continue
         tokens = np.random.default_rng(T).integers(8, checkpoint.config.vocab_size, T).tolist()
         lengths = None if chunks is None else split_into_chunks(T, chunks)
         golden = record(checkpoint, oracle, tokens, chunks=lengths, taps=None, beside=Path())
-        taps = backend.run(tokens, golden.provenance.chunks, golden.provenance.taps)
-        report = check(golden, checkpoint, taps, "metal", profile_named(backend.profile))
-        yield f"{T} tokens, {'whole' if chunks is None else 'chunks ' + ','.join(map(str, chunks))}", report
+        for mode, backend in zip(MODES, backends, strict=True):
+            taps = backend.run(tokens, golden.provenance.chunks, golden.provenance.taps)
+            report = check(golden, checkpoint, taps, "metal", profile_named(backend.profile))
+            yield mode, f"{T} tokens, {'whole' if chunks is None else 'chunks ' + ','.join(map(str, chunks))}", report
 
 
 def sweep(root: Path) -> int:
@@ -65,19 +66,16 @@ def sweep(root: Path) -> int:
     print(f"largest ratio to the noise, allowance {ALLOWANCE:g}", flush=True)
     count = wrong = 0
     for name, path in checkpoints(root):
-        checkpoint, cells = open_checkpoint(path), []
-        for mode in MODES:
-            worst, where = 0.0, ""
-            for prompt, report in reports(checkpoint, mode):
-                count += 1
-                if report.verdict != "match" or report.not_supplied:
-                    wrong += 1
-                    print(f"{report.verdict}: {name}, {mode}, {prompt}")
-                largest = max(report.taps, key=lambda tap: tap.ratio or 0.0)
-                if (largest.ratio or 0.0) > worst:
-                    worst, where = largest.ratio or 0.0, f"{largest.tap}, {prompt}"
-            cells.append(f"{mode} {worst:4.2f} ({where})")
-        print(f"{name:28} {checkpoint.format:12} {'  '.join(cells)}", flush=True)
+        checkpoint, largest = open_checkpoint(path), dict.fromkeys(MODES, (0.0, ""))
+        for mode, prompt, report in reports(checkpoint):
+            count += 1
+            if report.verdict != "match" or report.not_supplied:
+                wrong += 1
+                print(f"{report.verdict}: {name}, {mode}, {prompt}")
+            ratio, tap = max((tap.ratio or 0.0, tap.tap) for tap in report.taps)
+            largest[mode] = max(largest[mode], (ratio, f"{tap}, {prompt}"))
+        cells = (f"{mode} {ratio:.2f} ({where})" for mode, (ratio, where) in largest.items())
+        print(f"{name:27} {checkpoint.format:11} {'; '.join(cells)}", flush=True)
     print(f"{count} checks, {wrong} did not match")
     return wrong
 

@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from assay.fast.metal.layout import Packed, adjacent_nibbles, packed
+from assay.fast.metal.layout import AFFINE_OF, Packed, packed
+from assay.golden import strategies
 from assay.loaders import open_checkpoint
 from assay.reference.formats import (
     BF16,
@@ -18,7 +19,7 @@ from assay.reference.formats import (
     MXFP6_E2M3,
     MXFP8_E4M3,
     NVFP4,
-    Q4_0,
+    Q6_K,
     Q8_0,
     AffineGroups,
     Microscaled,
@@ -68,8 +69,12 @@ def assert_same_bits(got: np.ndarray, expected: np.ndarray) -> None:
 
 def test_nibbles_by_hand():
     """ggml's byte j holds elements j (low) and j + 16 (high); MLX's holds 2j and 2j + 1."""
-    split = np.array([0xF0, 0xE1, 0xD2, 0xC3], np.uint8)  # elements 0 1 2 3, then 15 14 13 12
-    np.testing.assert_array_equal(adjacent_nibbles(split), [0x10, 0x32, 0xEF, 0xCD])
+    split = np.array([0xF0, 0xE1, 0xD2, 0xC3] * 4, np.uint8)  # elements 0 1 2 3 and so on, then 15 14 13 12
+    blocks = np.concatenate(([127], split)).astype(np.uint8)[None, None]
+    found = packed(Tensor("w", (1, 32), MXFP4_BLOCKS, {"blocks": blocks}))
+    assert found is not None
+    np.testing.assert_array_equal(found.weight, [[0x32103210, 0x32103210, 0xCDEFCDEF, 0xCDEFCDEF]])
+    np.testing.assert_array_equal(found.scales, [[127]])
 
 
 def test_mxfp4_words_by_hand():
@@ -97,7 +102,9 @@ def test_mxfp4_of_gguf_is_the_same_bytes(codes, scales):
     """The two containers' forms of one tensor become one."""
     parts = {"blocks": np.concatenate((scales[..., None], codes), axis=-1)}
     ggml = Tensor("w", (2, 3, 64), MXFP4_BLOCKS, parts)
-    neighbours = Tensor("w", (2, 3, 64), MXFP4, {"blocks": adjacent_nibbles(codes), "scales": scales})
+    elements = np.concatenate((codes & 15, codes >> 4), axis=-1)
+    blocks = elements[..., 0::2] | elements[..., 1::2] << 4
+    neighbours = Tensor("w", (2, 3, 64), MXFP4, {"blocks": blocks, "scales": scales})
     one, other = packed(ggml), packed(neighbours)
     assert one is not None
     assert other is not None
@@ -155,6 +162,19 @@ def test_q8_0_through_the_kernel():
     assert_same_bits(products_by_mlx(found), tensor.decode())
 
 
+@pytest.mark.parametrize("form", AFFINE_OF, ids=lambda form: form.name)
+@given(data=st.data())
+def test_integers_of_ggml(form, data):
+    """Random blocks of every one of them, decoded and through the kernel: the oracle's values."""
+    drawn = np.stack([data.draw(strategies.blocks(form.name)) for _ in range(2)])
+    tensor = Tensor("w", (1, form.elements * 2), form, {"blocks": drawn[None]})
+    found = packed(tensor)
+    assert found is not None
+    assert (found.mode, found.group_size, found.scales.dtype) == ("affine", 32, np.float32)
+    assert_same_bits(decoded_by_mlx(found), tensor.decode())
+    assert_same_bits(products_by_mlx(found), tensor.decode())
+
+
 @pytest.mark.parametrize("scale", [np.inf, -np.inf, np.nan])
 def test_q8_0_with_a_scale_that_is_not_finite_is_left_to_decoding(scale):
     assert packed(q8_0(np.full((1, 1), scale, "<f2"), np.ones((1, 1, 32), np.int8))) is None
@@ -202,7 +222,7 @@ def test_rows_split_by_a_layout_change():
     assert_same_bits(decoded_by_mlx(found), tensor.decode())
 
 
-@pytest.mark.parametrize("encoding", [Q4_0, MXFP6_E2M3, AffineGroups(4, 16, F16), BF16])
+@pytest.mark.parametrize("encoding", [Q6_K, MXFP6_E2M3, AffineGroups(4, 16, F16), BF16])
 def test_encodings_that_mlx_has_no_layout_for(encoding):
     parts = {name: np.zeros((1, 1, 1), np.uint8) for name in ("blocks", "scales", "values")}
     assert packed(Tensor("w", (1, 32), encoding, parts)) is None
