@@ -2,7 +2,9 @@
 
 import hashlib
 import json
+import os
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -13,12 +15,15 @@ import numpy as np
 from assay.loaders.config import require_plausible_depth
 from assay.loaders.errors import CheckpointError
 from assay.loaders.layout import Layout
+from assay.loaders.mapped_file import release
 from assay.reference.config import Config
 from assay.reference.model import Model
 from assay.reference.weights import Encoding, Tensor, weight_shapes
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
+
+ROWS = 64  # of a matrix are digested at a time: few enough for the cache
 
 
 @dataclass(frozen=True)
@@ -54,15 +59,42 @@ class Checkpoint:
 
     @cached_property
     def weights_sha256(self) -> str:
-        """Digest of every weight's decoded float32 bits under its canonical name; the same for every container."""
+        """Digest of every weight's decoded values under its canonical name; the same for every container."""
+        pieces = [(name, piece) for name in sorted(self.tensors) for piece in _matrices(self.tensors[name])]
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            digests = pool.map(lambda piece: _digest(piece[1]), pieces)
         digest = hashlib.sha256()
-        for name in sorted(self.tensors):
-            tensor = self.tensors[name]
-            digest.update(f"{name} {tensor.shape}\n".encode())
-            stacked = len(tensor.shape) == 3  # one expert at a time keeps the memory small
-            for piece in (tensor[e] for e in range(tensor.shape[0])) if stacked else (tensor,):
-                digest.update(piece.decode().astype("<f4", copy=False).data)
+        for (name, _), values in zip(pieces, digests, strict=True):
+            digest.update(f"{name} {self.tensors[name].shape}\n".encode())
+            digest.update(values)
         return digest.hexdigest()
+
+    def release(self, prefix: str = "") -> None:
+        """Take the pages of the tensors of these names out of our memory: they are mapped, and read again if needed."""
+        for name, tensor in self.tensors.items():
+            if name.startswith(prefix):
+                for part in tensor.parts.values():
+                    release(part)
+
+
+def _matrices(tensor: Tensor) -> list[Tensor]:
+    """One expert at a time keeps the memory small."""
+    return [tensor[e] for e in range(tensor.shape[0])] if len(tensor.shape) == 3 else [tensor]
+
+
+def _digest(tensor: Tensor) -> bytes:
+    """SHA-256 of decoded values, by pieces of ROWS rows; the upper halves alone of a piece that bfloat16 can hold."""
+    digest = hashlib.sha256()
+    whole = None if tensor.has_rows else tensor.decode()  # rows of a permuted matrix lie apart
+    for start in range(0, tensor.shape[0], ROWS):
+        values = tensor[start : start + ROWS].decode() if whole is None else whole[start : start + ROWS]
+        codes = np.ascontiguousarray(values, "<f4").view("<u4")
+        narrow = not (codes & 0xFFFF).any()
+        digest.update(b"bf16" if narrow else b"f32")
+        digest.update((codes >> 16).astype("<u2").data if narrow else codes.data)
+    for part in tensor.parts.values():
+        release(part)
+    return digest.digest()
 
 
 def open_checkpoint(path: str | Path) -> Checkpoint:

@@ -3,6 +3,8 @@
 import mmap
 from pathlib import Path
 
+import numpy as np
+
 from assay.loaders.errors import CheckpointError
 
 DAMAGED = "the file is cut short or damaged: fetch it again and compare its size"
@@ -22,3 +24,19 @@ def map_file(path: Path) -> mmap.mmap:
     if data[:24] == b"version https://git-lfs.":
         raise CheckpointError("a Git LFS pointer, not the file itself", where=path, remedy="run `git lfs pull`")
     return data
+
+
+def release(view: np.ndarray) -> None:
+    """Take the pages under a view of a mapped file out of our memory; the system's cache still has them.
+
+    Without this, the peak of converting gpt-oss-20b is the file's 12 GB instead of 0.7 GB.
+    """
+    root = view
+    while isinstance(root.base, np.ndarray):
+        root = root.base
+    mapping = root.base.obj if isinstance(root.base, memoryview) else root.base
+    if not isinstance(mapping, mmap.mmap) or not hasattr(mmap, "MADV_DONTNEED"):
+        return
+    low, high = (address - root.ctypes.data for address in np.lib.array_utils.byte_bounds(view))
+    first = low // mmap.PAGESIZE * mmap.PAGESIZE
+    mapping.madvise(mmap.MADV_DONTNEED, first, high - first)

@@ -39,7 +39,7 @@ class Model(Generic[ConfigT]):
                 tensor = tensor[part.start : part.stop]
             elif part is not None:
                 tensor = tensor[part]
-            array = tensor.decode().astype(self.dtype)
+            array = tensor.decode_as(self.dtype)
             if sum(kept.nbytes for kept in self._kept.values()) + array.nbytes > self.keep_bytes:
                 return array
             self._kept[key] = array

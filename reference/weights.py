@@ -8,6 +8,8 @@ import numpy as np
 
 from assay.reference.config import Config, GptOssConfig
 
+IN_CACHE = 1 << 17  # elements; their float32 and what decoding makes on the way take 2 MB
+
 
 class Encoding(Protocol):
     """How the elements of a tensor are coded in its parts (see `assay.reference.formats`)."""
@@ -45,12 +47,27 @@ class Tensor:
         """All elements, float32 [*shape]: exactly the values that the encoding defines."""
         return np.ascontiguousarray(self.encoding.decode(self.parts), dtype=np.float32).reshape(self.shape)
 
+    def decode_as(self, dtype: np.dtype) -> np.ndarray:
+        """All elements in `dtype` [*shape], as many rows at a time as stay in the processor's cache: half the time."""
+        if not self.has_rows:
+            return self.decode().astype(dtype)
+        array = np.empty(self.shape, dtype)
+        rows = max(1, IN_CACHE // prod(self.shape[1:]))
+        for start in range(0, self.shape[0], rows):
+            array[start : start + rows] = self[start : start + rows].decode()
+        return array
+
+    @property
+    def has_rows(self) -> bool:
+        """Whether rows can be selected undecoded: no layout change has split the first axis."""
+        return all(part.shape[0] == self.shape[0] for part in self.parts.values())
+
     def __getitem__(self, index: Any) -> "Tensor":
         """The tensor restricted to some entries of its first axis (an integer, a slice or ids), undecoded.
 
         Raises ValueError where a layout change split that axis: decode the whole tensor then.
         """
-        if any(part.shape[0] != self.shape[0] for part in self.parts.values()):
+        if not self.has_rows:
             raise ValueError(f"{self.name}: rows of a permuted tensor cannot be selected before decoding")
         rows = np.empty(self.shape[0], np.uint8)[index]
         parts = {name: part[index] for name, part in self.parts.items()}

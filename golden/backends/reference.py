@@ -18,12 +18,18 @@ class ReferenceBackend:
     def __init__(self, checkpoint: Checkpoint, mode: str):
         self.profile = mode
         self.versions = {"numpy": np.__version__}
-        self.model = checkpoint.model(np.dtype(mode))
+        self.checkpoint, self.model = checkpoint, checkpoint.model(np.dtype(mode))
 
     def run(
         self, tokens: list[int], chunks: list[int], names: Collection[str], progress: Progress = None
     ) -> Mapping[str, np.ndarray]:
-        recorder = Recorder(self.model.config, names, progress)
+        def layer_done(name: str) -> None:
+            if name.endswith("block_out"):  # its weights are used up until the next chunk
+                self.checkpoint.release(f"model.{name.removesuffix('block_out')}")
+            if progress is not None:
+                progress(name)
+
+        recorder = Recorder(self.model.config, names, layer_done)
         cache, start = reference.KVCache(), 0
         for T in chunks:
             reference.forward(self.model, np.array(tokens[start : start + T]), cache=cache, tap=recorder)
