@@ -114,7 +114,7 @@ def read_callback_log(path: Path) -> dict[str, np.ndarray]:
 
     Of nodes that share a name each is known by its operation; in a log of several batches they follow one
     another along T. Towards the end of the graph llama.cpp goes on with only the rows whose logits it is asked for,
-    as a rule the last one: such taps are left out. Raises GoldenError where a tensor is not whole, or has fewer than
+    as a rule the last one: such taps have fewer rows. Raises GoldenError where a tensor is not whole, or has fewer than
     `DECIMALS` decimals: as llama.cpp ships, it prints the first and last 3 of each axis with 4.
     """
     try:
@@ -134,9 +134,7 @@ def read_callback_log(path: Path) -> dict[str, np.ndarray]:
         raise GoldenError(
             "not a log of llama.cpp's nodes", where=path, expected="lines as its eval-callback prints them"
         )
-    whole = {tap: np.concatenate(arrays) for tap, arrays in batches.items()}
-    T = max(len(array) for array in whole.values())
-    return {tap: array for tap, array in whole.items() if len(array) == T}
+    return {tap: np.concatenate(arrays) for tap, arrays in batches.items()}
 
 
 def _printed(path: Path, line: int, name: str, tap: str, text: list[str], shape: list[int]) -> np.ndarray:

@@ -1,5 +1,6 @@
 """llama.cpp's callback log, printed by its own code: as it ships it is refused, with all elements it is a dump."""
 
+import json
 import os
 import re
 import shutil
@@ -64,14 +65,18 @@ def test_as_it_ships_it_cannot_be_judged(golden, tmp_path):
     assert "docs/your-own-engine.md" in message
 
 
-def test_with_all_elements_it_is_a_dump(golden, program):
+def test_with_all_elements_it_is_a_dump(golden, program, tmp_path):
     log = logged(program)
-    result = run("check", golden, "--dump", log)
+    result = run("check", golden, "--dump", log, "--json", tmp_path / "report.json")
     assert result.status == 0
     assert "known-deviation" in result.text
     assert "judged by the noise of llama.cpp" in result.text
     assert "YaRN ramp rounded (yarn-ramp-rounded), first at layers.0.q_rope" in result.text
-    assert "not supplied, spanned by the next tap: final_norm, logits" in result.text
+    assert "not supplied" not in result.text
+    judged = {tap["tap"]: tap["positions"] for tap in json.loads((tmp_path / "report.json").read_text())["taps"]}
+    last = [len(TOKENS) - 1]  # the only one whose logits were wanted
+    assert judged["logits"] == judged["final_norm"] == last
+    assert judged["layers.2.k"] is judged["layers.1.mlp_out"] is None
     strict = run("check", golden, "--dump", log, "--strict")
     assert strict.status == 1
     assert "first divergence: layers.0.q_rope" in strict.text

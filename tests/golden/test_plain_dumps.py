@@ -107,7 +107,7 @@ def test_a_log_s_repeated_names_are_told_apart_by_operation(tmp_path):
     text += logged("Qcur-0", "RESHAPE", x[1:]) + logged("Qcur-0", "ROPE", 3 * x[:1])
     (tmp_path / "nodes.log").write_text(text)
     dump = open_dump(tmp_path / "nodes.log")
-    assert set(dump.taps) == {"layers.0.q", "layers.0.q_rope"}  # logits are of the last position alone
+    assert {tap: len(array) for tap, array in dump.taps.items()} == {"layers.0.q": 3, "layers.0.q_rope": 3, "logits": 1}
     assert dump.profile == "llama.cpp"
     np.testing.assert_allclose(dump.taps["layers.0.q"], np.concatenate((x, x[1:])).reshape(3, 32), 1e-8)
     np.testing.assert_allclose(dump.taps["layers.0.q_rope"], np.concatenate((2 * x, 3 * x[:1])).reshape(3, 32), 1e-8)
