@@ -55,6 +55,7 @@ def check(
     from assay.golden.record import checkpoint_of
     from assay.golden.report import print_report
     from assay.golden.store import load_golden
+    from assay.golden.weights import with_weights
 
     if (backend is None) == (dump is None):
         raise GoldenError("give either --backend or --dump")
@@ -88,7 +89,7 @@ def check(
             f"{backend} runs {len(tokens)} tokens", len(chunks) * checkpoint.config.num_hidden_layers
         ) as advance:
             engine = open_backend(backend, checkpoint, mode)
-            taps = engine.run(tokens, chunks, recorded.provenance.taps, advance)
+            taps = with_weights(engine.run(tokens, chunks, recorded.provenance.taps, advance), engine)
         judged_by, versions = profile_named(profile or engine.profile), dict(engine.versions)
     details = _details(recorded, checkpoint, judged_by) if html is not None else None
     if report is None:

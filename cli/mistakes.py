@@ -7,6 +7,8 @@ import typer
 if TYPE_CHECKING:
     from assay.golden.mistakes import Mistake
 
+EXAMPLE = "gpt-oss-20b"
+
 
 def mistakes(
     id: Annotated[str | None, typer.Argument(help="One mistake, in full.")] = None,
@@ -29,10 +31,11 @@ def mistakes(
 
     for name, family in FAMILIES.items():
         table = Table(title=f"{name} ({len(family)})", title_justify="left", box=None, pad_edge=False)
-        for column in ("id", "what goes wrong", "first at"):
-            table.add_column(column)
+        for column in ("id", "what goes wrong", "first at", "to show, it needs", "bugs"):
+            table.add_column(column, overflow="fold", no_wrap=column == "id")
         for mistake in family:
-            table.add_row(mistake.id, mistake.title, ", ".join(mistake.taps))
+            needs = _needs(mistake)
+            table.add_row(mistake.id, mistake.title, ", ".join(mistake.taps), needs, _counted(mistake.sources))
         console.print(table)
         console.print()
     console.print(f"{len(shown)} mistakes; one in full: assay mistakes ID")
@@ -46,6 +49,7 @@ def _show(mistake: "Mistake", family: str) -> None:
     console.print(f"[bold]{mistake.id}[/]  {escape(mistake.title)}  [dim]({family})[/]")
     console.print(escape(mistake.explanation))
     console.print(f"first at: {', '.join(mistake.taps)}")
+    console.print(f"to show, it needs: {_needs(mistake) or 'one token'}")
     console.print(f"what to do: {escape(mistake.advice)}")
     if mistake.sources:
         console.print(f"seen in: {escape('; '.join(mistake.sources))}")
@@ -53,4 +57,18 @@ def _show(mistake: "Mistake", family: str) -> None:
 
 def _as_json(mistake: "Mistake", family: str) -> dict[str, Any]:
     fields = ("id", "title", "explanation", "taps", "advice", "sources")
-    return {"family": family} | {name: getattr(mistake, name) for name in fields}
+    return {"family": family, "needs": _needs(mistake)} | {name: getattr(mistake, name) for name in fields}
+
+
+def _needs(mistake: "Mistake") -> str:
+    """What a prompt must have, with the numbers of a model that everybody knows."""
+    from assay.loaders.registry import SHAPES
+
+    needs = mistake.needs(SHAPES[EXAMPLE].config)
+    parts = [f"{needs.tokens} tokens" + (f" ({EXAMPLE})" if needs.tokens > 3 else "")] * (needs.tokens > 1)
+    parts += ["a second chunk"] * (needs.chunks > 1)
+    return ", ".join([*parts, *([needs.else_] if needs.else_ else [])])
+
+
+def _counted(sources: tuple[str, ...]) -> str:
+    return str(sum(source.count("#") or 1 for source in sources)) if sources else ""

@@ -8,7 +8,7 @@ import typer
 
 def selftest(
     model: Annotated[Path | None, typer.Option(help="The checkpoint; default: the bundled tiny gpt-oss.")] = None,
-    profile: Annotated[str, typer.Option(help="The backend's numerics: float32 or bfloat16.")] = "float32",
+    profile: Annotated[str, typer.Option(help="The backend's numerics: float32, bfloat16 or q8.")] = "float32",
     golden: Annotated[
         Path | None, typer.Option(help="Instead: say which mistakes this golden's tokens and chunks can show.")
     ] = None,
@@ -19,8 +19,8 @@ def selftest(
     Exit status: 0 if all are found and a backend without a mistake matches, 1 if not.
     """
     from assay.cli.shared import console, messages, write_json
+    from assay.golden.coverage import coverage
     from assay.golden.noise import profile_named
-    from assay.golden.selftest import coverage
     from assay.golden.selftest import selftest as run
     from assay.golden.store import load_golden
     from assay.golden.tiny_model import TINY
@@ -46,7 +46,7 @@ def _table(result: dict[str, Any]) -> Any:
 
     table = Table(box=None, pad_edge=False)
     for column in ("injected", "first divergence", "cause", "x noise", "left", "runner-up"):
-        table.add_column(column)
+        table.add_column(column, overflow="fold", no_wrap=column in ("injected", "cause"))
     for row in result["rows"]:
         good = row["named"] and row["right_tap"]
         cause = row["cause"] or "unknown"
@@ -68,13 +68,18 @@ def _table(result: dict[str, Any]) -> Any:
 
 
 def _coverage_text(result: dict[str, Any]) -> str:
+    from assay.golden.coverage import LONGEST
+
     lines = [f"{len(result['visible'])} mistakes can show on these {result['tokens']} tokens."]
     if result["hidden"]:
         lines.append("cannot show: " + ", ".join(entry["id"] for entry in result["hidden"]))
     if (suggestion := result["suggestion"]) is not None:
-        chunks = ",".join(map(str, suggestion["chunks"]))
-        lines.append(f"would show more: {suggestion['tokens']} tokens, --chunks {chunks}")
-        lines += [f"and {other}" for other in suggestion["also"]]
+        tokens, chunks = (",".join(map(str, suggestion[key])) for key in ("tokens", "chunks"))
+        lines.append(f"these {suggestion['length']} tokens show {len(suggestion['shows'])} more:")
+        lines.append(f"--tokens {tokens} --chunks {chunks}")
+        lines.append("namely: " + ", ".join(suggestion["shows"]))
+    long = {e["id"]: e["needs"]["tokens"] for e in result["hidden"] if e["needs"]["tokens"] > LONGEST}
+    lines += [f"{id} needs {length} tokens" for id, length in long.items()]
     return "\n".join(lines)
 
 

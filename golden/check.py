@@ -17,9 +17,10 @@ from assay.golden.noise import PROFILES, Profile
 from assay.golden.record import validated_tokens
 from assay.golden.routing import Followed, compare_ids, routing_view
 from assay.golden.spans import spanned
-from assay.golden.store import Golden
-from assay.golden.structure import describe
+from assay.golden.store import WEIGHTS, Golden
+from assay.golden.structure import describe_tap
 from assay.golden.supplied import Supplied, by_id, require_numbers, supplied
+from assay.golden.weights import WeightFault, compare_weights, weights_among, weights_cause
 from assay.loaders.checkpoint import Checkpoint
 from assay.reference.taps import TapSpec, tap_table
 
@@ -69,6 +70,7 @@ class Report:
     cause: dict[str, Any] | None = None
     deviations: list[dict[str, Any]] = field(default_factory=list)
     reason: str | None = None
+    weights: dict[str, Any] | None = None  # how many were compared, and which differ; None where none were supplied
     versions: dict[str, str] = field(default_factory=dict)  # of the backend and what it stands on, where it says
 
     @property
@@ -97,6 +99,7 @@ class Report:
             "routing": self.routing,
             "taps": [{**vars(result), "detectable": result.detectable} for result in self.taps],
             "not_supplied": self.not_supplied,
+            "weights": self.weights,
         }
         return _finite(report)
 
@@ -130,8 +133,10 @@ def check(
         return _check_end_to_end(golden, taps, backend, profile, observe)
     require_same_checkpoint(golden, checkpoint)
     table = tap_table(checkpoint.config)
+    weights = weights_among(taps)
+    faults = compare_weights(checkpoint, weights, profile)
     given = supplied(taps, golden, checkpoint.config)
-    if not given.taps:
+    if not given.taps and not weights:
         return _incomparable(golden, backend, profile, "the backend supplied none of the taps of this model")
     tokens, chunks = golden.provenance.tokens, golden.provenance.chunks
     names = {*given.taps, *(name for name in table if name.endswith("router_logits"))}
@@ -158,21 +163,24 @@ def check(
         if observe is not None:
             observe(name, expected[name], taps[name], noisy[name])
     structure = cause = None
-    if first is not None:
+    if faults:  # what is computed from wrong weights needs no other cause
+        cause, structure = weights_cause(checkpoint, weights, faults, profile)
+    elif first is not None:
         cause = diagnosis.cause(*first)
-        structure = _structure_of(first[0], table, expected, taps, noisy)
+        structure = describe_tap(first[0], diagnosis.run, expected, noisy, profile)
     return Report(
-        verdict="diverges" if first else "known-deviation" if deviations.seen else "match",
+        verdict="diverges" if first or faults else "known-deviation" if deviations.seen else "match",
         scope="forced",
         backend=backend,
         profile=profile.name,
-        taps=results,
+        taps=[*(_weight_result(fault, profile) for fault in faults), *results],
         not_supplied=[name for name in table if name not in taps and not table[name].heavy],
         logits=_logits(golden, taps, given.rows.get("logits")),
         routing=routing_view(golden.taps, taps, followed),
         structure=structure,
         cause=cause,
         deviations=deviations.listed(),
+        weights={"compared": len(weights), "differing": [fault.name for fault in faults]} if weights else None,
     )
 
 
@@ -202,19 +210,6 @@ def _compared(
     return replace(found, worst=worst, worst_position=int(positions[found.worst_position]))
 
 
-def _structure_of(
-    name: str,
-    table: Mapping[str, TapSpec],
-    expected: Mapping[str, np.ndarray],
-    taps: Mapping[str, np.ndarray],
-    noisy: Mapping[str, np.ndarray],
-) -> dict[str, Any] | None:
-    """What the error of a tap looks like; choices of experts have no structure of this kind."""
-    if table[name].integer:
-        return None
-    return describe(expected[name], taps[name], noisy[name], table[name].axes)
-
-
 def _noise_of(profile: Profile) -> Profile:
     """The profile whose pass shows this one's noise: float64 has nothing above it to be compared with."""
     return PROFILES["float32"] if profile.name == "float64" else profile
@@ -242,6 +237,12 @@ def _result(name: str, found: Comparison, inherited: float | None, verdict: str)
         worst_position=found.worst_position,
         nonfinite=found.nonfinite,
     )
+
+
+def _weight_result(fault: WeightFault, profile: Profile) -> TapResult:
+    noise = profile.unit_roundoff
+    name, ratio = WEIGHTS + fault.name, fault.error / noise
+    return TapResult(name, fault.error, None, noise, ratio, "diverges", fault.worst, None, fault.nonfinite)
 
 
 def _inherited(
@@ -324,9 +325,21 @@ def incomparable_tokens(golden: Golden, tokens: list[int], backend: str, profile
     at = next((i for i, (a, b) in enumerate(zip(ours, tokens, strict=False)) if a != b), min(len(ours), len(tokens)))
     reason = (
         f"the backend ran other tokens: {len(ours)} in the golden, {len(tokens)} in the dump, first difference at "
-        f"position {at} (golden {ours[at : at + 4]}, dump {tokens[at : at + 4]})"
+        f"position {at} (golden {ours[at : at + 4]}, dump {tokens[at : at + 4]}){_moved(ours, tokens)}"
     )
     return _incomparable(golden, backend, profile, reason)
+
+
+def _moved(ours: list[int], theirs: list[int]) -> str:
+    """In words, that one side has a few tokens more in front or behind: a begin-of-sequence token, a template."""
+    for a, b, who, other in ((theirs, ours, "dump", "golden"), (ours, theirs, "golden", "dump")):
+        more = len(a) - len(b)
+        if more > 0 and a[more:] == b:
+            twice = " (the same twice: a begin-of-sequence token added again)" if more == 1 and a[0] == b[0] else ""
+            return f": the {who} has {a[:more]} in front of what the {other} has{twice}"
+        if more > 0 and a[: len(b)] == b:
+            return f": the {who} goes on where the {other} ends"
+    return ""
 
 
 def require_same_checkpoint(golden: Golden, checkpoint: Checkpoint) -> None:

@@ -96,7 +96,8 @@ def _print_divergence(report: Report, first: TapResult, console: Console) -> Non
     elif report.scope == "forced":
         _indented(console, "cause unknown: no mistake in the catalogue, nor a pair of them, leaves these values")
     if report.structure is not None:
-        _indented(console, escape(structure_line(report.structure)))
+        for line in structure_lines(report.structure):
+            _indented(console, escape(line))
 
 
 def _print_cause(cause: dict[str, Any], console: Console) -> None:
@@ -127,17 +128,17 @@ def _value(value: Any) -> str:
     return f"{value:.9g}" if isinstance(value, float) else str(value)
 
 
-def structure_line(structure: dict) -> str:
+def structure_line(structure: dict[str, Any]) -> str:
     """What an error looks like, in one line."""
-    names = {"T": "positions", "H": "query heads", "K": "key/value heads", "A": "expert slots"}
-    parts = [
-        f"{entry['affected']} of {entry['of']} {names[letter]} (first {entry['first']})"
-        for letter, entry in structure.items()
-        if letter in names and entry["first"] is not None
-    ]
-    factor = structure["best_factor"]
-    left = structure["residual_after_factor"]
-    return f"affected: {', '.join(parts) or 'single elements'}; best factor {factor:.6g} leaves {left:.2g}"
+    return str(structure["sentence"])
+
+
+def structure_lines(structure: dict[str, Any]) -> Iterable[str]:
+    """What the error looks like: the sentence, where it is, and the patterns that come nearest."""
+    yield f"what it looks like: {structure_line(structure)}"
+    for entry in structure["patterns"][1:3]:
+        also = "also fits" if entry["fits"] else f"leaves {_ratio(entry['residual'])} x noise"
+        yield f"  {also}: {entry['sentence']}"
 
 
 def _table(report: Report) -> Table:
@@ -150,6 +151,7 @@ def _table(report: Report) -> Table:
     for kind, results in _by_kind(report.taps):
         worst = max(results, key=lambda r: (r.nonfinite > 0, r.ratio if r.ratio is not None else 0.0))
         layer = worst.tap.split(".")[1] if worst.tap.startswith("layers.") else ""
+        layer = worst.tap.split(".")[3] if worst.tap.startswith("weights.model.layers.") else layer
         bad = sum(r.verdict == "diverges" for r in results)
         known = any(r.verdict == "known-deviation" for r in results)
         mark = f"[red]diverges {bad}/{len(results)}[/]" if bad else "[green]by design[/]" if known else "[green]ok[/]"
@@ -162,7 +164,8 @@ def _by_kind(results: Iterable[TapResult]) -> list[tuple[str, list[TapResult]]]:
     """Taps grouped by their name within a layer, in the order of computation."""
     groups: dict[str, list[TapResult]] = {}
     for result in results:
-        groups.setdefault(result.tap.rsplit(".", 1)[-1], []).append(result)
+        kind = "weights" if result.tap.startswith("weights.") else result.tap.rsplit(".", 1)[-1]
+        groups.setdefault(kind, []).append(result)
     return list(groups.items())
 
 

@@ -20,6 +20,7 @@ from assay.reference.formats.floats import bfloat16_to_float32
 
 SCHEMA = 1
 SHARD_BYTES = 4 << 30
+WEIGHTS = "weights."  # in a dump, before the canonical name of a decoded weight: all other tensors are taps
 
 
 @dataclass(frozen=True)
@@ -54,8 +55,8 @@ class Taps(Mapping[str, np.ndarray]):
 
     @property
     def dtypes(self) -> set[str]:
-        """The stored dtypes, as safetensors names them."""
-        return {tensor.dtype for _, tensor in self._files.values()}
+        """The taps' stored dtypes, as safetensors names them."""
+        return {tensor.dtype for name, (_, tensor) in self._files.items() if not name.startswith(WEIGHTS)}
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._files)

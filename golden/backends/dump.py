@@ -16,7 +16,7 @@ import numpy as np
 
 from assay.golden.backends.plain_files import read_callback_log, read_folder
 from assay.golden.errors import GoldenError
-from assay.golden.store import read_taps
+from assay.golden.store import WEIGHTS, read_taps
 from assay.reference.config import Config, LlamaConfig
 from assay.reference.taps import tap_table
 
@@ -113,7 +113,7 @@ def open_dump(path: str | Path, config: Config | None = None, names: str | None 
 def dump_of(arrays: Mapping[str, np.ndarray], config: Config | None = None, names: str | None = None) -> Dump:
     """Arrays at hand as a dump; the profile is what their dtypes suggest."""
     short = ("bfloat16", "float16")  # bfloat16 as ml_dtypes has it
-    dtypes = {array.dtype.name for array in arrays.values()}
+    dtypes = {array.dtype.name for name, array in arrays.items() if not name.startswith(WEIGHTS)}
     profile = next((name for name in short if name in dtypes), "float32")
     widened = {name: a.astype(np.float32) if a.dtype.name in short else a for name, a in arrays.items()}
     return Dump(_by_tap(widened, None, config, names), profile, None)
@@ -122,13 +122,15 @@ def dump_of(arrays: Mapping[str, np.ndarray], config: Config | None = None, name
 def _by_tap(
     arrays: Mapping[str, np.ndarray], path: Path | None, config: Config | None, names: str | None
 ) -> Mapping[str, np.ndarray]:
-    stored = _matched(list(arrays), _name_map(names)) if names else {name: name for name in arrays}
+    weights = {name: name for name in arrays if name.startswith(WEIGHTS)}  # by their own names under any map
+    stored = _matched(list(arrays), _name_map(names)) | weights if names else {name: name for name in arrays}
     if not stored:
         raise GoldenError(
             f"the name map {names!r} fits none of the tensors", where=path, got=", ".join(list(arrays)[:5])
         )
     own_map = names is not None and names not in NAME_MAPS
-    if own_map and config and (unknown := [tap for tap in stored if tap not in tap_table(config)]):
+    taps = [name for name in stored if name not in weights]
+    if own_map and config and (unknown := [tap for tap in taps if tap not in tap_table(config)]):
         raise GoldenError(f"the name map leads to {unknown[0]!r}, which is no tap of this model", where=names)
     paired = names == "llama.cpp" and isinstance(config, LlamaConfig)  # llama.cpp rotates Llama in neighbour pairs
     return _Renamed(arrays, stored, paired, config.head_dim if config is not None else 2)
@@ -145,7 +147,7 @@ def _read(path: Path) -> tuple[Mapping[str, np.ndarray], dict[str, str], str]:
                 arrays = {name: file[name] for name in file.files}
         except (OSError, ValueError, TypeError, EOFError, NotImplementedError, zlib.error, zipfile.BadZipFile) as error:
             raise GoldenError(f"not an npz file of plain arrays: {error}", where=path) from error
-        half = any(array.dtype == np.float16 for array in arrays.values())
+        half = any(a.dtype == np.float16 for name, a in arrays.items() if not name.startswith(WEIGHTS))
         return arrays, {}, "float16" if half else "float32"
     taps, metadata = read_taps(path)
     dtypes = taps.dtypes

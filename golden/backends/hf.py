@@ -18,6 +18,7 @@ from transformers.utils.quantization_config import Mxfp4Config
 
 from assay.golden.backends import Progress
 from assay.golden.errors import GoldenError
+from assay.golden.weights import LazyWeights
 from assay.loaders.checkpoint import Checkpoint
 from assay.reference.config import GptOssConfig
 from assay.reference.taps import Recorder
@@ -54,6 +55,7 @@ class TransformersBackend:
         self.profile = f"transformers-{mode}"
         self.versions = {"transformers": transformers.__version__, "torch": torch.__version__}
         self.config = checkpoint.config
+        self._names = set(checkpoint.tensors)
         self.model: Any = _load(checkpoint, mode) if model is None else model
         self._record: Callable[[str, np.ndarray], np.ndarray] | None = None
         self._chosen: dict[int, torch.Tensor] = {}
@@ -75,6 +77,27 @@ class TransformersBackend:
         finally:
             self._record = None
         return recorder.values
+
+    def weights(self) -> Mapping[str, np.ndarray]:
+        """What transformers decoded, by canonical name: gpt-oss's fused [N,D,2F] with gate in even columns split."""
+        makers: dict[str, Callable[[], np.ndarray]] = {}
+
+        def keep(name: str, tensor: torch.Tensor) -> None:
+            makers[name] = lambda: _to_numpy(tensor)
+
+        for name, tensor in self.model.state_dict(keep_vars=True).items():
+            stem, _, kind = name.rpartition(".")
+            if kind.startswith("gate_up_proj") and tensor.ndim in (2, 3) and stem.endswith("experts"):
+                end = "bias" if kind.endswith("bias") else "weight"
+                for at, which in enumerate(("gate", "up")):
+                    half = tensor[..., at::2]
+                    keep(f"{stem}.{which}_proj.{end}", half if end == "bias" else half.transpose(1, 2))
+            elif kind.startswith("down_proj") and stem.endswith("experts"):
+                end = "bias" if kind.endswith("bias") else "weight"
+                keep(f"{stem}.down_proj.{end}", tensor if end == "bias" else tensor.transpose(1, 2))
+            elif name in self._names:
+                keep(name, tensor)
+        return LazyWeights(makers)
 
     def _note(self, name: str, tensor: torch.Tensor) -> None:
         if self._record is not None:

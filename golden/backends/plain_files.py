@@ -11,6 +11,7 @@ import numpy as np
 
 from assay.golden.backends.llamacpp_nodes import tap_of_node
 from assay.golden.errors import GoldenError
+from assay.golden.store import WEIGHTS
 from assay.reference.formats.floats import bfloat16_to_float32
 from assay.reference.taps import AFTER_LAYERS, ATTENTION, BEFORE_LAYERS, DENSE, EXPERTS, OUTPUT
 
@@ -57,7 +58,9 @@ def read_folder(path: Path) -> tuple[Mapping[str, np.ndarray], dict[str, str], s
         files: _Files = {file.stem: (file, "", ()) for file in sorted(path.glob("*.npy"))}
         if not files:
             raise GoldenError("a folder with no dump in it", where=path, expected=f"{INDEX}, or .npy files")
-        half = any(_read_npy(file).dtype == np.float16 for file, _, _ in files.values())
+        half = any(
+            _read_npy(f).dtype == np.float16 for name, (f, _, _) in files.items() if not name.startswith(WEIGHTS)
+        )
         return _Folder(files), {}, "float16" if half else "float32"
     try:
         index = json.loads((path / INDEX).read_text("utf-8"))
@@ -69,7 +72,7 @@ def read_folder(path: Path) -> tuple[Mapping[str, np.ndarray], dict[str, str], s
     if isinstance(index.get("tokens"), list):
         metadata["tokens"] = ",".join(map(str, index.pop("tokens")))
     tensors = {name: _entry(path, name, entry) for name, entry in index.items()}
-    dtypes = {dtype for _, dtype, _ in tensors.values()}
+    dtypes = {dtype for name, (_, dtype, _) in tensors.items() if not name.startswith(WEIGHTS)}
     profile = next((name for name in ("bfloat16", "float16") if name in dtypes), "float32")
     return _Folder(tensors), metadata, profile
 

@@ -1,22 +1,26 @@
 """The catalogue: mistakes that inference backends are known to have made, each as a variant of the oracle.
 
-A family is a module with a tuple `MISTAKES`; a new mistake is one more record in it.
+Every module here with a tuple `MISTAKES` is a family, and its `FAMILY` the heading: a file that is put beside the
+others is part of the catalogue. Its function `injections()`, if it has one, makes them in the Numba path, by id.
 """
 
+import pkgutil
+from importlib import import_module
+from types import ModuleType
+
 from assay.golden.errors import GoldenError
-from assay.golden.mistakes import attention, feed_forward, masks, rope, stream, weights
 from assay.golden.mistakes.mistake import Mistake
 
-FAMILIES = {
-    "positions": rope.MISTAKES,
-    "attention": attention.MISTAKES,
-    "window and cache": masks.MISTAKES,
-    "router": feed_forward.ROUTING,
-    "activation": feed_forward.ACTIVATION,
-    "feed-forward biases and layout": feed_forward.BIASES,
-    "weights": weights.MISTAKES,
-    "norms, residual, head": stream.MISTAKES,
-}
+
+def _families() -> dict[str, ModuleType]:
+    """The modules with mistakes, by heading; their names decide the order."""
+    names = sorted(module.name for module in pkgutil.iter_modules(__path__) if not module.name.startswith("inject"))
+    modules = [import_module(f"{__name__}.{name}") for name in names]
+    return {module.FAMILY: module for module in modules if hasattr(module, "MISTAKES")}
+
+
+MODULES = _families()
+FAMILIES: dict[str, tuple[Mistake, ...]] = {heading: module.MISTAKES for heading, module in MODULES.items()}
 CATALOGUE: dict[str, Mistake] = {mistake.id: mistake for family in FAMILIES.values() for mistake in family}
 
 
@@ -30,4 +34,4 @@ def mistake_named(id: str) -> Mistake:
     return CATALOGUE[id]
 
 
-__all__ = ["CATALOGUE", "FAMILIES", "Mistake", "mistake_named"]
+__all__ = ["CATALOGUE", "FAMILIES", "MODULES", "Mistake", "mistake_named"]

@@ -13,6 +13,9 @@ from assay.golden.mistakes.recipe import (
     weights_renamed,
 )
 from assay.reference import ops
+from assay.reference.config import Config
+
+FAMILY = "attention"
 
 NAMES = {"q": "query", "k": "key", "v": "value", "o": "output"}
 TAP = {"q": "q", "k": "k", "v": "v", "o": "attn_out"}
@@ -96,7 +99,7 @@ def _channels_first(heads_THC: Array) -> Array:
     return heads_THC.transpose(0, 2, 1).reshape(len(heads_THC), -1)
 
 
-def _sink_has_value(weights_HTS: Array, v_SHC: Array, start_T: Array) -> Array:
+def _sink_has_value(config: Config, layer: int, weights_HTS: Array, v_SHC: Array, start_T: Array) -> Array:
     """What the sink took is spent on the first key's value."""
     rest_HT = 1 - weights_HTS.sum(axis=-1)
     spent = weights_HTS.copy()

@@ -8,6 +8,8 @@ from assay.golden.mistakes.mistake import SECOND_CHUNK, Mistake, Needs, has_wind
 from assay.golden.mistakes.recipe import Array, Recipe, Variant, configure, exchange, true_mask
 from assay.reference.config import Config, GptOssConfig
 
+FAMILY = "window and cache"
+
 MASK = ("attn_scores", "attn_weights")
 KINDS = {"sliding_attention": "full_attention", "full_attention": "sliding_attention"}
 
@@ -47,14 +49,16 @@ def _mask_from_chunk(config: Config, layer: int, query_T: Array, key_S: Array, s
     return true_mask(config, layer, query_T - start_T, key_S, start_T)
 
 
-def _rolled(amount: int) -> Variant:
-    """The values of earlier chunks shifted among themselves by so many positions."""
+def _rolled(amount: int, within_window: bool = False) -> Variant:
+    """The values of earlier chunks shifted among themselves, or only those that a windowed layer's cache keeps."""
 
-    def combine(weights_HTS: Array, v_SHC: Array, start_T: Array) -> Array:
+    def combine(config: Config, layer: int, weights_HTS: Array, v_SHC: Array, start_T: Array) -> Array:
+        window = config.window(layer)
+        kept = len(start_T) if window is None or not within_window else window - 1
         out_THC = np.empty((len(start_T), *v_SHC.shape[1:]), v_SHC.dtype)
         for start in np.unique(start_T):
-            v = v_SHC.copy()
-            v[:start] = np.roll(v[:start], amount, axis=0)
+            v, first = v_SHC.copy(), max(0, start - kept)
+            v[first:start] = np.roll(v[first:start], amount, axis=0)
             rows_T = start_T == start
             out_THC[rows_T] = (weights_HTS[:, rows_T] @ v.transpose(1, 0, 2)).transpose(1, 0, 2)
         return out_THC
@@ -189,5 +193,17 @@ MISTAKES = (
         "Write keys and values to the same slot, position mod capacity.",
         ("transformers #37574", "mistral.rs #246, #994"),
         needs=lambda config: Needs(tokens=3, chunks=2),
+    ),
+    Mistake(
+        "cache-ring-rolled",
+        "A windowed cache's values rolled within its ring",
+        "Of the window - 1 positions that a windowed layer's cache keeps, the values stand one slot after their keys, "
+        "the newest value in the oldest slot.",
+        ("attn_heads",),
+        _rolled(1, within_window=True),
+        "Roll or trim keys and values alike when the ring wraps.",
+        ("transformers #37574", "mistral.rs #246, #994"),
+        has_window,
+        lambda config: Needs(tokens=past_window(config).tokens + 1, chunks=2),
     ),
 )

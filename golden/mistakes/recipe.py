@@ -33,7 +33,7 @@ def grouped(x_SKC: Array, H: int) -> Array:
     return np.repeat(x_SKC, H // x_SKC.shape[1], axis=1)
 
 
-def combined(weights_HTS: Array, v_SHC: Array, start_T: Array) -> Array:
+def combined(config: Config, layer: int, weights_HTS: Array, v_SHC: Array, start_T: Array) -> Array:
     """Weights times values, [T,H,C]."""
     return (weights_HTS @ v_SHC.transpose(1, 0, 2)).transpose(1, 0, 2)
 
@@ -94,7 +94,7 @@ class Recipe:
     group: Callable[[Array, int], Array] = grouped
     scale: Callable[[Config], float] = lambda config: 1 / math.sqrt(config.head_dim)
     normalise: Callable[[Array, Array, Array | None], Array] = ops.attention_weights
-    combine: Callable[[Array, Array, Array], Array] = combined
+    combine: Callable[[Config, int, Array, Array, Array], Array] = combined
     flatten: Callable[[Array], Array] = flattened
     norm: Callable[[str, Array, Array, float], Array] = normed
     route: Callable[["Recipe", Array, str], Array] = routed

@@ -138,7 +138,7 @@ def _attn_weights(s: Replay, i: int) -> Array:
 def _heads(s: Replay, i: int) -> Array:
     weights_HTS = s.given(f"layers.{i}.attn_weights")
     v_SHC = s.recipe.group(s.given(f"layers.{i}.v"), len(weights_HTS))
-    return s.recipe.combine(weights_HTS, v_SHC, s.start_T)
+    return s.recipe.combine(s.config, i, weights_HTS, v_SHC, s.start_T)
 
 
 def _attn_out(s: Replay, i: int) -> Array:

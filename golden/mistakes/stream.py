@@ -15,6 +15,8 @@ from assay.golden.mistakes.recipe import (
 )
 from assay.golden.rounding import to_bfloat16
 
+FAMILY = "norms, residual, head"
+
 NORMS = ("attn_norm", "mlp_norm", "final_norm")
 SMALL = lambda config: Needs(else_="a token whose embedding is small: only there does epsilon count")  # noqa: E731
 

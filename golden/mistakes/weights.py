@@ -8,6 +8,8 @@ from assay.golden.mistakes.mistake import Mistake, is_square, is_stored_as
 from assay.golden.mistakes.recipe import Array, weight_changed
 from assay.loaders.checkpoint import Checkpoint
 
+FAMILY = "weights"
+
 PROJECTIONS = ("gate", "up", "down")
 EXPERTS = tuple(f"mlp.experts.{name}_proj.weight" for name in PROJECTIONS)
 EXPERT_TAPS = ("expert_gate", "expert_up", "expert_out")

@@ -14,7 +14,7 @@ from tests.golden.faults import jolted, taps_with
 IDS = ",".join(map(str, tokens_of("gpt_oss")))
 KEYS = {
     *("verdict", "first_divergence", "cause", "deviations", "logits", "routing", "taps", "not_supplied", "structure"),
-    *("scope", "backend", "profile", "reason", "allowance", "schema", "versions"),
+    *("scope", "backend", "profile", "reason", "allowance", "schema", "versions", "weights"),
 }
 
 
@@ -180,6 +180,42 @@ def test_other_tokens_are_incomparable(folder, tmp_path, metadata):
     assert "the backend ran other tokens" in report["reason"]
     assert "incomparable" in result.text
     assert set(report) >= KEYS
+
+
+def test_tokens_are_compared_before_any_number(folder, tmp_path, monkeypatch):
+    """Other tokens: no tap is read, be it misshapen or full of NaN."""
+    from assay.golden.backends.dump import _Renamed
+
+    monkeypatch.setattr(_Renamed, "__getitem__", lambda self, tap: pytest.fail(f"{tap} was read"))
+    taps = {"embed": np.full(3, np.nan, np.float32), "weights.model.norm.weight": np.zeros(2, np.float32)}
+    dump = dumped(tmp_path / "d.safetensors", taps, {"tokens": f"1,{IDS}"})
+    result = run("check", folder / "g.safetensors", "--dump", dump)
+    assert result.status == 2
+    assert "the dump has [1] in front of what the golden has" in result.text
+
+
+def test_weights_in_a_dump_are_compared_first(folder, tmp_path):
+    """Under any name map; the weights' own dtype says nothing of what taps were computed in."""
+    from assay.loaders import open_checkpoint
+
+    tensors = open_checkpoint(folder / "model").tensors
+    names = [f"model.layers.0.self_attn.{x}_proj.weight" for x in "qko"]
+    arrays = {f"weights.{name}": tensors[name].decode() for name in names}
+    good = {"model.embed_tokens": taps_with({}, dtype=np.float32)["embed"]} | arrays
+    dump = dumped(tmp_path / "good.safetensors", good)
+    result = run("check", folder / "g.safetensors", "--dump", dump, "--names", "hf", "--json", "-")
+    assert (result.status, json.loads(result.out)["weights"]) == (0, {"compared": 3, "differing": []})
+    q = arrays[f"weights.{names[0]}"]
+    q = q.reshape(4, 2, 16, 64).swapaxes(1, 2).reshape(q.shape)
+    dump = dumped(tmp_path / "bad.safetensors", good | {f"weights.{names[0]}": q, "lm_head": np.zeros((40, 320), "f4")})
+    result = run("check", folder / "g.safetensors", "--dump", dump, "--names", "hf", "--json", "-")
+    report = json.loads(result.out)
+    assert (result.status, report["profile"]) == (1, "float32")
+    assert report["first_divergence"]["tap"] == f"weights.{names[0]}"
+    assert report["cause"]["id"] == "q-rows-to-neighbours"
+    assert "lm_head" not in report["weights"]["differing"]
+    text = run("check", folder / "g.safetensors", "--dump", dump, "--names", "hf").text
+    assert "first divergence: weights.model.layers.0.self_attn.q_proj.weight" in text
 
 
 def test_a_dump_with_none_of_the_taps_is_incomparable(folder, tmp_path):

@@ -56,11 +56,16 @@ def norms(model: Any) -> list[Any]:
     return [module for module in model.modules() if type(module).__name__.endswith("RMSNorm")]
 
 
-def inject(mistake: Apply, patch: pytest.MonkeyPatch) -> None:
-    """Let the transformers backend get its models with a mistake in them, until the patch is undone."""
+def inject(mistake: Apply, patch: pytest.MonkeyPatch, with_weights: bool = False) -> None:
+    """Let the transformers backend get its models with a mistake in them, until the patch is undone.
+
+    It hands its weights over only `with_weights`: what is wrong in them is to be found at its tap otherwise.
+    """
     from assay.golden.backends import hf
 
     load = hf._load
+    if not with_weights:
+        patch.delattr(hf.TransformersBackend, "weights", raising=False)
 
     def broken(*arguments: Any) -> Any:
         model = load(*arguments)

@@ -81,8 +81,8 @@ def test_a_small_fault_in_one_element_of_one_head_is_found_there():
     first = report.first_divergence
     assert (first.worst["index"], first.worst_position) == ([23, 2, 5], 23)
     assert first.worst["got"] - first.worst["expected"] == pytest.approx(0.01, abs=1e-6)
-    assert report.structure["T"] == {"affected": 1, "of": 40, "first": 23}
-    assert report.structure["H"] == {"affected": 1, "of": 4, "first": 2}
+    assert report.structure["places"]["T"] == {"affected": 1, "of": 40, "first": 23, "which": "23"}
+    assert report.structure["places"]["H"] == {"affected": 1, "of": 4, "first": 2, "which": "2"}
 
 
 def test_two_faults_are_two_divergences():
@@ -266,6 +266,20 @@ def test_other_tokens_are_incomparable(other, part):
     assert incomparable_tokens(golden_of(), tokens_of("gpt_oss"), "x", PROFILES["float32"]) is None
 
 
+@pytest.mark.parametrize(
+    ("change", "part"),
+    [
+        (lambda t: [1, *t], "the dump has [1] in front of what the golden has"),
+        (lambda t: [t[0], *t], "(the same twice: a begin-of-sequence token added again)"),
+        (lambda t: t[1:], "in front of what the dump has"),
+        (lambda t: [*t, 3], "the dump goes on where the golden ends"),
+    ],
+)
+def test_tokens_that_were_only_moved_are_said_to_be(change, part):
+    report = incomparable_tokens(golden_of(), change(tokens_of("gpt_oss")), "x", PROFILES["float32"])
+    assert part in report.reason
+
+
 WRONG_ARRAYS = {
     "too short": ("layers.0.q", lambda a: a[:39], "expected: [40, 4, 32]"),
     "last position only, in a layer that later ones need": (
@@ -322,7 +336,7 @@ def test_json_has_the_keys_of_the_contract():
     assert set(report["logits"]) == {"kl_nats", "top1_agreement", "regret_nats"}
     assert {"flips", "largest_margin"} <= set(report["routing"])
     assert report["cause"] is None
-    assert report["structure"]["best_factor"] == pytest.approx(1.5)
+    assert report["structure"]["patterns"][0]["parameters"]["factor"] == pytest.approx(1.5)
     assert report["allowance"] == ALLOWANCE
     assert json.loads(json.dumps(report, allow_nan=False)) == report
 

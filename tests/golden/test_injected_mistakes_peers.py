@@ -132,10 +132,13 @@ Goldens = Callable[..., Path]
 
 @pytest.fixture(scope="module")
 def goldens(tmp_path_factory: pytest.TempPathFactory) -> Goldens:
+    return goldens_in(tmp_path_factory.mktemp("mistakes"))
+
+
+def goldens_in(root: Path) -> Goldens:
     """Answers the golden of a family for the first T of TOKENS; each is recorded once."""
     from tests.tiny import make_gpt_oss, make_llama
 
-    root = tmp_path_factory.mktemp("mistakes")
     # the experts' down projections are square, so that a transposed one still fits
     make_gpt_oss(root / "gpt-oss", seed=3, intermediate_size=64, num_hidden_layers=2, sliding_window=WINDOW)
     make_llama(root / "llama", seed=3, attention_bias=True, mlp_bias=True)
@@ -210,7 +213,7 @@ def test_with_attention_weights_recorded_a_window_mistake_is_found_there(
     inject(attention.window_one_more, monkeypatch)
     status, report = check(golden, "float32")
     assert (status, report["first_divergence"]["tap"]) == (1, "layers.0.attn_weights")
-    assert report["structure"]["T"]["first"] == WINDOW
+    assert report["structure"]["places"]["T"]["first"] == WINDOW
 
 
 @pytest.mark.parametrize("mode", ["float32", "bfloat16"])

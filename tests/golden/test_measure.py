@@ -9,7 +9,6 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from assay.golden.measure import ALLOWANCE, ROW_SLACK, compare, logit_view, relative
-from assay.golden.structure import describe
 
 EXPECTED = np.array([[3.0, 0.0], [0.0, 4.0]])  # norm 5
 NOISY = EXPECTED + np.array([[0.3, 0.0], [0.0, 0.4]])  # noise 0.5: a tenth
@@ -117,33 +116,3 @@ def test_kl_and_regret_are_not_negative(pair):
     view = logit_view(*pair)
     assert view["kl_nats"] >= -1e-12
     assert view["regret_nats"] >= 0
-
-
-# --- structure ---
-
-
-def test_structure_of_a_scaled_tensor_is_its_factor():
-    expected = np.random.default_rng(1).normal(size=(6, 4, 8))
-    found = describe(expected, 1.25 * expected, expected + 1e-6, "THC")
-    assert found["best_factor"] == pytest.approx(1.25, rel=1e-12)
-    assert found["residual_after_factor"] < 1e-12
-    assert found["T"] == {"affected": 6, "of": 6, "first": 0}
-    assert found["H"] == {"affected": 4, "of": 4, "first": 0}
-
-
-def test_structure_of_one_head_from_one_position_on():
-    expected = np.random.default_rng(2).normal(size=(6, 4, 8))
-    got = expected.copy()
-    got[3:, 2] *= -1
-    found = describe(expected, got, expected + 1e-6, "THC")
-    assert found["T"] == {"affected": 3, "of": 6, "first": 3}
-    assert found["H"] == {"affected": 1, "of": 4, "first": 2}
-    assert found["residual_after_factor"] > 0.1
-
-
-def test_structure_of_values_that_are_not_finite_and_of_zeros():
-    expected = np.ones((2, 3))
-    got = np.array([[1.0, np.nan, 1.0], [1.0, 1.0, np.inf]])
-    assert describe(expected, got, expected, "TD")["nonfinite"] == 2
-    zeros = np.zeros((2, 3))
-    assert describe(zeros, zeros + 1, zeros, "TD")["best_factor"] == 1

@@ -1,14 +1,17 @@
 """The self-test: every mistake made in the Numba path is found at its tap and named; coverage says what cannot show."""
 
+import numpy as np
 import pytest
 
 from assay.golden.backends import open_backend
+from assay.golden.coverage import coverage
 from assay.golden.errors import GoldenError
 from assay.golden.mistakes import CATALOGUE
 from assay.golden.mistakes.injections import INJECTIONS
+from assay.golden.noise import PROFILES
 from assay.golden.record import record
-from assay.golden.selftest import coverage, selftest
-from tests.checkpoint_files import opened
+from assay.golden.selftest import selftest
+from tests.checkpoint_files import opened, with_weight
 
 
 @pytest.mark.parametrize(("name", "at_least"), [("gpt_oss/hf", 80), ("mistral/hf", 40)])
@@ -25,11 +28,11 @@ def test_every_injection_is_of_a_mistake_in_the_catalogue() -> None:
 
 
 def test_an_unknown_profile_is_refused() -> None:
-    with pytest.raises(GoldenError, match="float32, bfloat16"):
+    with pytest.raises(GoldenError, match="float32, bfloat16, q8"):
         selftest(opened("gpt_oss/hf"), "int4")
 
 
-def test_coverage_says_what_a_short_prompt_hides_and_what_would_show_it() -> None:
+def test_coverage_says_what_a_short_prompt_hides_and_gives_tokens_that_show_it() -> None:
     checkpoint = opened("gpt_oss/hf")
     engine = open_backend("reference", checkpoint)
     short = coverage(record(checkpoint, engine, [5, 9, 3]), checkpoint)
@@ -37,9 +40,24 @@ def test_coverage_says_what_a_short_prompt_hides_and_what_would_show_it() -> Non
     assert hidden["window-one-more"]["tokens"] == 13
     assert hidden["positions-restart"]["chunks"] == 2
     assert "sinks-missing" in short["visible"]
-    first, one, rest = short["suggestion"]["chunks"]
-    assert (one, first + one + rest) == (1, short["suggestion"]["tokens"])
-    assert short["suggestion"]["tokens"] >= 13
-    tokens = [(7 * t) % 320 for t in range(40)]
-    longer = coverage(record(checkpoint, engine, tokens, chunks=[20, 1, 19]), checkpoint)
-    assert {"window-one-more", "positions-restart", "cache-rolled"} <= set(longer["visible"])
+    suggestion = short["suggestion"]
+    assert suggestion["tokens"][:3] == [5, 9, 3]
+    assert len(suggestion["tokens"]) == suggestion["length"] == sum(suggestion["chunks"])
+    assert {"window-one-more", "positions-restart", "cache-rolled"} <= set(suggestion["shows"]) <= set(hidden)
+    again = coverage(record(checkpoint, engine, suggestion["tokens"], chunks=suggestion["chunks"]), checkpoint)
+    assert set(again["visible"]) == {*short["visible"], *suggestion["shows"]}  # what it promises, it shows
+    assert "rope-positions-bfloat16" in suggestion["shows"]
+
+
+def test_the_token_whose_embedding_is_smallest_is_suggested_for_epsilon() -> None:
+    checkpoint = with_weight(opened("gpt_oss/hf"), "model.embed_tokens.weight", shrink_row_17)
+    golden = record(checkpoint, open_backend("reference", checkpoint), [5, 9, 3], chunks=[2, 1])
+    result = coverage(golden, checkpoint, PROFILES["bfloat16"])
+    assert "norm-epsilon-smaller" not in result["visible"]
+    assert result["suggestion"]["tokens"][-1] == 17
+    assert "norm-epsilon-smaller" in result["suggestion"]["shows"]
+
+
+def shrink_row_17(w: np.ndarray) -> np.ndarray:
+    w[17] /= 1000
+    return w

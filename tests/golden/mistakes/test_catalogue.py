@@ -1,8 +1,14 @@
 """The catalogue's records, and that a replay without a mistake is the oracle."""
 
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 
+from assay.golden import mistakes
 from assay.golden.backends import open_backend
 from assay.golden.errors import GoldenError
 from assay.golden.mistakes import CATALOGUE, FAMILIES, mistake_named
@@ -51,3 +57,46 @@ def test_every_mistake_acts_on_some_checkpoint() -> None:
 def test_an_unknown_id_lists_the_near_ones() -> None:
     with pytest.raises(GoldenError, match="sinks-missing"):
         mistake_named("sink-missing")
+
+
+ONE_FILE = """
+from assay.golden.mistakes.injecting import calls
+from assay.golden.mistakes.mistake import Mistake
+from assay.golden.mistakes.recipe import tap_changed
+
+FAMILY = "of one's own"
+MISTAKES = (
+    Mistake("heads-halved", "Half", "Ours.", ("attn_heads",), tap_changed(lambda x: x / 2, "attn_heads"), "No."),
+)
+
+
+def injections():
+    return {"heads-halved": calls("attend", lambda f, *arguments: f(*arguments) / 2)}
+"""
+
+
+def test_a_mistake_is_one_file_to_add(tmp_path: Path) -> None:
+    """Beside the others: it is listed, injected into the Numba path, found and named, with nothing else touched."""
+    root = tmp_path / "mistakes"
+    shutil.copytree(Path(mistakes.__file__).parent, root)
+    (root / "mine.py").write_text(ONE_FILE)
+    code = f'''
+import assay.golden, sys
+import importlib.util
+name, root = "assay.golden.mistakes", r"{root}"
+spec = importlib.util.spec_from_file_location(name, root + "/__init__.py", submodule_search_locations=[root])
+sys.modules["assay.golden.mistakes"] = module = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(module)
+from assay.golden.mistakes.injections import INJECTIONS
+from assay.golden.check import check
+from assay.golden.noise import PROFILES
+from assay.reference.taps import default_taps
+from tests.golden.faults import golden_of, opened
+golden, checkpoint = golden_of(), opened("gpt_oss/hf")
+with INJECTIONS["heads-halved"].backend(checkpoint) as backend:
+    taps = backend.run(golden.provenance.tokens, [40], default_taps(checkpoint.config))
+report = check(golden, checkpoint, taps, "cpu", PROFILES["float32"])
+print(module.FAMILIES["of one's own"][0].id, report.first_divergence.tap, report.cause["id"])
+'''
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert ran.stdout.split() == ["heads-halved", "layers.0.attn_heads", "heads-halved"], ran.stderr

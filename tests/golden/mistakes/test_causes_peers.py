@@ -6,6 +6,8 @@ import pytest
 
 from tests.golden import injected_attention as attention
 from tests.golden import injected_layers as layers
+from tests.golden import injected_more as more
+from tests.golden.injected_outside import OUTSIDE
 from tests.golden.injection import check, inject
 from tests.golden.test_injected_mistakes_peers import CASES, Goldens, Mistake, goldens
 
@@ -33,7 +35,7 @@ TWINS: dict[Any, str | None] = {
     attention.sinks_of_the_next_head: "sinks-of-the-next-head",
     attention.scores_scaled_by_hidden_size: "scale-by-hidden-size",
     attention.query_heads_share_keys_by_turns: "heads-share-by-turns",
-    attention.cached_values_rolled: None,  # rolls within the ring of a window less one; ours rolls the whole past
+    attention.cached_values_rolled: "cache-ring-rolled",  # layer 0 is windowed: transformers keeps window - 1 positions
     attention.positions_restart_in_each_chunk: "positions-restart",
     attention.positions_one_late_after_the_first_chunk: "positions-one-late",
     attention.cached_keys_skipped: "cached-keys-skipped",
@@ -94,3 +96,63 @@ def test_the_mistake_is_named(
     cause = report["cause"]
     assert report["first_divergence"]["tap"] == mistake.tap
     assert (cause and cause["id"]) == twin(family, mistake), cause
+
+
+MORE = [pytest.param(family, id, id=f"{family} {id}") for family, table in more.TABLE.items() for id in table]
+
+
+@pytest.mark.parametrize(("family", "id"), MORE)
+def test_more_of_the_catalogue_is_found_and_named(
+    goldens: Goldens, monkeypatch: pytest.MonkeyPatch, family: str, id: str
+) -> None:
+    golden, mistake = goldens(family), more.TABLE[family][id]
+    inject(mistake.apply, monkeypatch)
+    _, report = check(golden, "float32")
+    first, cause = report["first_divergence"], report["cause"]
+    assert (first and first["tap"], cause and cause["id"]) == (mistake.tap, id)
+
+
+@pytest.mark.parametrize("what", OUTSIDE)
+def test_a_fault_outside_the_catalogue_is_found_and_not_misnamed(
+    goldens: Goldens, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    golden, fault = goldens("gpt-oss"), OUTSIDE[what]
+    inject(fault.apply, monkeypatch)
+    _, report = check(golden, "float32")
+    assert (report["first_divergence"]["tap"], report["cause"]) == (fault.tap, None)
+    assert report["structure"]["sentence"]
+
+
+# mistakes that are made in the parameters, and the weight that is found wrong first
+IN_THE_WEIGHTS = {
+    attention.output_projection_transposed: "self_attn.o_proj.weight",
+    attention.queries_and_keys_permuted: "self_attn.q_proj.weight",
+    attention.keys_permuted: "self_attn.k_proj.weight",
+    attention.sinks_of_the_next_head: "self_attn.sinks",
+    layers.gate_and_up_swapped_in_the_weights: "mlp.experts.gate_proj.weight",
+    layers.down_projection_transposed: "mlp.experts.down_proj.weight",
+    layers.mxfp4_nibbles_swapped: "mlp.experts.gate_proj.weight",
+    layers.scale_exponents_one_too_large: "mlp.experts.down_proj.weight",
+}
+
+
+@pytest.mark.parametrize("mode", ["float32", "bfloat16"])
+@pytest.mark.parametrize("mistake", IN_THE_WEIGHTS)
+def test_wrong_weights_are_named_before_any_activation(
+    goldens: Goldens, monkeypatch: pytest.MonkeyPatch, mistake: Any, mode: str
+) -> None:
+    family = "llama" if mistake in (attention.output_projection_transposed, attention.queries_and_keys_permuted) else ""
+    family = "llama" if mistake is attention.keys_permuted else family or "gpt-oss"
+    golden = goldens(family)
+    inject(mistake, monkeypatch, with_weights=True)
+    _, report = check(golden, mode)
+    assert report["first_divergence"]["tap"] == f"weights.model.layers.0.{IN_THE_WEIGHTS[mistake]}"
+    assert report["cause"]["id"] == TWINS[mistake]
+
+
+@pytest.mark.parametrize("mode", ["float32", "bfloat16"])
+@pytest.mark.parametrize("family", ["gpt-oss", "llama", "mistral"])
+def test_the_weights_of_transformers_are_the_checkpoints(goldens: Goldens, family: str, mode: str) -> None:
+    status, report = check(goldens(family), mode)
+    assert (status, report["weights"]["differing"]) == (0, [])
+    assert report["weights"]["compared"] >= 20
