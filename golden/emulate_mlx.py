@@ -5,7 +5,7 @@ Facts from mlx-lm 0.32 models/rope_utils.py; on a GPU sums are float32.
 
 import numpy as np
 
-from assay.golden.emulation import Emulation
+from assay.golden.emulation import Emulation, split_name
 from assay.golden.mlx_cpu import MlxCpuModel, Round, round_to_bfloat16, sequential_rms_norm, unrounded
 from assay.golden.rounding import to_bfloat16
 from assay.reference.config import Config, LongRopeScaling, YarnScaling
@@ -14,10 +14,28 @@ from assay.reference.rope import apply_rope, rope_tables
 
 
 class MetalOnCpu(Emulation):
-    """`fast/metal`, whose products take float32 inputs: only their order is MLX's."""
+    """`fast/metal`, whose products take float32 inputs: only their order is MLX's, in attention's scores too."""
 
     def __init__(self, model: Model[Config]):
         super().__init__(MlxCpuModel(model.config, model.tensors, model.dtype))
+        self._keys: dict[int, list[np.ndarray]] = {}
+
+    def handed_on(self, name: str, array: np.ndarray) -> np.ndarray:
+        array = super().handed_on(name, array)
+        layer, kind = split_name(name)
+        if kind == "k_rope":
+            self._keys.setdefault(layer, []).append(array)
+        return array
+
+    def attn_scores(self, layer: int, array: np.ndarray) -> np.ndarray:
+        """The queries are scaled before the product (mlx fast.cpp `scaled_dot_product_attention`)."""
+        k_SKC = np.concatenate(self._keys[layer])
+        q_THC = self.now["q_rope"] * np.float32(self.config.head_dim**-0.5)
+        q_KGTC = q_THC.swapaxes(0, 1).reshape(k_SKC.shape[1], -1, *q_THC.shape[::2])
+        scores_KGTS = np.zeros((*q_KGTC.shape[:-1], len(k_SKC)), np.float32)
+        for c in range(k_SKC.shape[-1]):
+            scores_KGTS += q_KGTC[..., c, None] * k_SKC[:, :, c].T[:, None, None]
+        return np.where(self.mask_TS(layer), scores_KGTS.reshape(array.shape), 0)
 
 
 class MlxLmOnGpuBfloat16(Emulation):
