@@ -9,7 +9,13 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
+    import numpy as np
+
+    from assay.fast.cpu import CpuCache
+    from assay.fast.cpu.engine import CpuModel
+    from assay.fast.speculate import Guesses
     from assay.loaders.checkpoint import Checkpoint
+    from assay.reference.config import Config
     from assay.reference.generate import Sampling, Step
 
 
@@ -29,12 +35,19 @@ def generate(
         typer.Option(help="Numerics: exact or q8 (int8 inputs, faster) of cpu, float32 or bfloat16 of metal."),
     ] = None,
     threads: Annotated[int | None, typer.Option(min=1, help="Threads of cpu; default: one a core.")] = None,
+    guess: Annotated[
+        int,
+        typer.Option("--speculate", min=0, help="Guess so many tokens ahead from the text itself; greedy cpu, exact."),
+    ] = 0,
 ) -> None:
     """Generate text, streamed as it comes; token ids where the checkpoint has no tokenizer.
+
+    Ctrl-C ends it with what there is. `--speculate` changes the time, never the tokens.
 
     Example: assay generate SmolLM2.gguf --prompt "Gravity is" --max-tokens 24
     """
     from assay.cli.shared import messages, tokens_from
+    from assay.fast.speculate import Guesses
     from assay.golden.record import validated_tokens
     from assay.loaders import CheckpointError, open_checkpoint
     from assay.reference.generate import Sampling
@@ -51,26 +64,102 @@ def generate(
             "the prompt fills the context", expected=f"fewer than {len(ids) + room} tokens", got=len(ids)
         )
     mode = _mode(backend, mode)
-    chosen = _continuation(checkpoint, backend, mode, threads, ids, min(max_tokens, room), sampling)
-    started, count, written = time.perf_counter(), 0, ""
-    out: list[int] = []
-    for token in chosen:
-        out.append(token)
-        count += 1
-        if prompt is None:
-            print(token, end=" ", flush=True)
-            continue
-        text = checkpoint.tokenizer.decode(out, skip_special_tokens=False)
-        if not text.endswith("\ufffd"):  # an unfinished character: wait for its other bytes
-            print(text[len(written) :], end="", flush=True)
-            written = text
-    if prompt is not None:
-        print(checkpoint.tokenizer.decode(out, skip_special_tokens=False)[len(written) :], end="")
-    print()
+    limit = min(max_tokens, room)
+    require_memory(checkpoint.config, len(ids) + limit)
+    guesses = Guesses()
+    if guess:
+        require_lossless(checkpoint.config, backend, mode, sampling)
+        chosen = _guessing(checkpoint, threads, ids, limit, guess, guesses)
+    else:
+        chosen = _continuation(checkpoint, backend, mode, threads, ids, limit, sampling)
+    started = time.perf_counter()
+    count, interrupted = _stream(chosen, None if prompt is None else checkpoint)
     seconds = time.perf_counter() - started
-    messages.print(f"[dim]{count} tokens in {seconds:.1f} s by {backend}{f', mode {mode}' if mode else ''}[/]")
+    how = f"{backend}{f', mode {mode}' if mode else ''}"
+    if guess:
+        how += f"; {guesses.right} of {guesses.tried} guesses right ({guesses.acceptance:.0%})"
+    messages.print(f"[dim]{'interrupted: ' if interrupted else ''}{count} tokens in {seconds:.1f} s by {how}[/]")
+    if interrupted:
+        raise typer.Exit(130)
 
 
+def _stream(chosen: Iterator[int], checkpoint: "Checkpoint | None") -> tuple[int, bool]:
+    """Print tokens as they come, as text where there is a checkpoint to say it; their number, and whether cut short."""
+    out: list[int] = []
+    written, interrupted = "", False
+    try:
+        for token in chosen:
+            out.append(token)
+            if checkpoint is None:
+                print(token, end=" ", flush=True)
+                continue
+            text = checkpoint.tokenizer.decode(out, skip_special_tokens=False)
+            if not text.endswith("\ufffd"):  # an unfinished character: wait for its other bytes
+                print(text[len(written) :], end="", flush=True)
+                written = text
+    except KeyboardInterrupt:
+        interrupted = True
+    if checkpoint is not None:
+        print(checkpoint.tokenizer.decode(out, skip_special_tokens=False)[len(written) :], end="")
+    print(flush=True)
+    return len(out), interrupted
+
+
+def require_memory(config: "Config", length: int) -> None:
+    """Refuse a cache that the machine's memory cannot hold; asked before the weights are read."""
+    from assay.cli.shared import free_memory
+    from assay.fast.engine import cache_bytes
+    from assay.loaders import CheckpointError
+
+    needed, free = cache_bytes(config, length), free_memory()
+    if needed > free:
+        raise CheckpointError(
+            f"the keys and values of {length} tokens do not fit into memory",
+            expected=f"at most {free / 1e9:.2f} GB, which are free",
+            got=f"{needed / 1e9:.2f} GB",
+            remedy="give fewer --max-tokens or a shorter prompt",
+        )
+
+
+def require_lossless(config: "Config", backend: str, mode: str, sampling: "Sampling") -> None:
+    """Refuse guesses where they could change the tokens."""
+    from assay.loaders import CheckpointError
+    from assay.reference.config import LongRopeScaling
+
+    why = None
+    if (backend, mode) != ("cpu", "exact"):
+        why = f"logits of {backend} {mode}".rstrip() + " may depend on how tokens are cut into chunks"
+    elif sampling.temperature != 0 or sampling.repetition_penalty != 1:
+        why = "only greedy tokens can be guessed: temperature 0 and no repetition penalty"
+    elif isinstance(config.rope_scaling, LongRopeScaling):
+        why = "LongRoPE changes its factors on the way"
+    if why:
+        raise CheckpointError(
+            f"--speculate could change the tokens: {why}", expected="--backend cpu --mode exact, greedy"
+        )
+
+
+def _guessing(
+    checkpoint: "Checkpoint", threads: int | None, ids: list[int], limit: int, most: int, guesses: "Guesses"
+) -> Iterator[int]:
+    """What `_continuation` gives, greedy in mode exact, with guesses."""
+    from assay.fast.cpu.batch import forward_batch, forward_some
+    from assay.fast.speculate import speculate
+
+    engine = _cpu_model(checkpoint, "exact", threads)
+    cache = engine.new_cache()
+    return speculate(
+        lambda new: forward_batch(engine, [new], [cache]),
+        lambda new, keep: forward_some(engine, new, cache, keep),
+        ids,
+        limit,
+        most,
+        guesses,
+        frozenset(checkpoint.stop_tokens),
+    )
+
+
+PROMPT_PIECE = 512  # tokens of a prompt that the cpu backend takes at a time: what is between its layers stays small
 MODES = {"reference": (), "cpu": ("exact", "q8"), "metal": ("float32", "bfloat16")}  # the first is the default
 
 
@@ -99,6 +188,7 @@ def _continuation(
     import numpy as np
 
     from assay.cli.shared import messages
+    from assay.reference.generate import crosses_long_rope, remembering
     from assay.reference.generate import generate as continuation
 
     stop = frozenset(checkpoint.stop_tokens)
@@ -109,10 +199,11 @@ def _continuation(
     engine = MetalModel(checkpoint.config, checkpoint.tensors, mode)
     for notice in engine.notices:
         messages.print(f"[dim]metal: {notice}[/]")
-    if sampling.temperature == 0 and sampling.repetition_penalty == 1:
+    greedy = sampling.temperature == 0 and sampling.repetition_penalty == 1
+    if greedy and not crosses_long_rope(checkpoint.config, len(ids), limit):
         return _until(stop, islice(engine.greedy(np.array(ids)), limit))
-    cache = engine.new_cache()
-    return continuation(lambda new: engine.forward(new, cache=cache), ids, limit, sampling, stop)
+    step = remembering(lambda new, cache: engine.forward(new, cache=cache), engine.new_cache, checkpoint.config)
+    return continuation(step, ids, limit, sampling, stop)
 
 
 def _until(stop: frozenset[int], tokens: Iterator[int]) -> Iterator[int]:
@@ -125,17 +216,36 @@ def _until(stop: frozenset[int], tokens: Iterator[int]) -> Iterator[int]:
 
 def _step(checkpoint: "Checkpoint", backend: str, mode: str, threads: int | None) -> "Step":
     """An engine that remembers what it has run."""
+    from assay.reference.config import LongRopeScaling
+    from assay.reference.generate import remembering
+
+    config = checkpoint.config
     if backend == "reference":
         import assay.reference as reference
 
-        model, past = checkpoint.model(), reference.KVCache()
-        return lambda new: reference.forward(model, new, cache=past)
+        model = checkpoint.model()
+        return remembering(lambda new, past: reference.forward(model, new, cache=past), reference.KVCache, config)
+    from assay.fast.cpu.batch import forward_batch
+
+    engine = _cpu_model(checkpoint, mode, threads)
+    # LongRoPE's factors follow from where a pass ends: there a prompt is one pass, as in the oracle
+    longest = config.max_position_embeddings if isinstance(config.rope_scaling, LongRopeScaling) else PROMPT_PIECE
+
+    def run(new: "np.ndarray", cache: "CpuCache") -> "np.ndarray":
+        if len(new) == 1:
+            return engine.forward(new, cache=cache)
+        for start in range(0, len(new), longest):
+            logits_1V = forward_batch(engine, [new[start : start + longest]], [cache])
+        return logits_1V
+
+    return remembering(run, engine.new_cache, config)
+
+
+def _cpu_model(checkpoint: "Checkpoint", mode: str, threads: int | None) -> "CpuModel":
     from assay.fast.cpu.engine import CpuModel
     from assay.loaders import CheckpointError
 
     try:
-        engine = CpuModel(checkpoint.config, checkpoint.tensors, mode=mode, threads=threads)
+        return CpuModel(checkpoint.config, checkpoint.tensors, mode=mode, threads=threads)
     except ValueError as error:
         raise CheckpointError(str(error)) from error
-    cache = engine.new_cache()
-    return lambda new: engine.forward(new, cache=cache)

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import os
 import re
 import sys
 from collections.abc import Callable, Iterator
@@ -85,3 +86,12 @@ def write_json(value: Any, path: str) -> None:
 
     with replacing(Path(path)) as temporary:
         temporary.write_text(text + "\n", "utf-8")
+
+
+def free_memory() -> int:
+    """Bytes that can be had without swapping; where the system does not say, all there is."""
+    try:
+        lines = Path("/proc/meminfo").read_text("ascii").splitlines()
+        return next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable")) * 1024
+    except (OSError, StopIteration):
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

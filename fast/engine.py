@@ -43,3 +43,9 @@ class Engine(Protocol[OwnCache]):
         Raises ValueError for token ids that the vocabulary does not have.
         """
         ...
+
+
+def cache_bytes(config: Config, length: int) -> int:
+    """Bytes of the float32 keys and values of one sequence; a windowed layer keeps as many positions as its window."""
+    held = sum(min(length, config.window(i) or length) for i in range(config.num_hidden_layers))
+    return held * config.num_key_value_heads * config.head_dim * 2 * 4

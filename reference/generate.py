@@ -3,10 +3,14 @@
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 
+from assay.reference.config import Config, LongRopeScaling
+
 Step = Callable[[np.ndarray], np.ndarray]  # tokens [T] that follow what was seen -> logits [T,V]
+PastT = TypeVar("PastT")
 
 
 @dataclass(frozen=True)
@@ -59,6 +63,33 @@ def penalised(logits_V: np.ndarray, seen: Sequence[int], penalty: float) -> np.n
     ids = np.unique(np.asarray(seen, np.int64))
     logits[ids] = np.where(logits[ids] > 0, logits[ids] / penalty, logits[ids] * penalty)
     return logits
+
+
+def crosses_long_rope(config: Config, past: int, T: int) -> bool:
+    """Whether T tokens after a past within LongRoPE's original context reach beyond it, where the factors change."""
+    scaling = config.rope_scaling
+    return isinstance(scaling, LongRopeScaling) and 0 < past <= scaling.original_max_position_embeddings < past + T
+
+
+def remembering(run: Callable[[np.ndarray, PastT], np.ndarray], new_cache: Callable[[], PastT], config: Config) -> Step:
+    """A step over `run(tokens, cache)`, which keeps the cache from one to the next.
+
+    Keys that were turned by LongRoPE's short factors do not go with queries turned by the long ones: where these set
+    in, everything is run again, as transformers does (Phi3ForCausalLM.prepare_inputs_for_generation).
+    """
+    seen: list[int] = []
+    cache = new_cache()
+
+    def step(new: np.ndarray) -> np.ndarray:
+        nonlocal cache
+        again = crosses_long_rope(config, len(seen), len(new))
+        seen.extend(new.tolist())
+        if again:
+            cache = new_cache()
+            return run(np.array(seen), cache)[-len(new) :]
+        return run(new, cache)
+
+    return step
 
 
 def generate(

@@ -1,6 +1,9 @@
-"""Several sequences in one pass: every weight is read once for all of them, and each has a past of its own."""
+"""Several sequences in one pass, and one sequence of which not all may stay.
 
-from collections.abc import Sequence
+Every weight is read once for all sequences, and each has a past of its own.
+"""
+
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -32,26 +35,50 @@ def forward_batch(model: CpuModel, rows: Sequence[np.ndarray], caches: Sequence[
         raise ValueError("a cache was made for a model of another configuration")
     token_rows = [checked_tokens(model.config, row, cache.length) for row, cache in zip(rows, caches, strict=True)]
     with jit.threads(model.threads):
-        return _forward(model, token_rows, caches)
+        x_PD, fresh = _body(model, token_rows, caches)
+        ends = np.cumsum([len(row) for row in token_rows])
+        logits_BV = _head(model, x_PD[ends - 1])
+    for row, end, cache in zip(token_rows, ends, caches, strict=True):
+        _keep(cache, fresh, slice(end - len(row), end))
+    return logits_BV
 
 
-def _forward(model: CpuModel, token_rows: list[np.ndarray], caches: Sequence[CpuCache]) -> np.ndarray:
+def forward_some(model: CpuModel, tokens: np.ndarray, cache: CpuCache, keep: Callable[[np.ndarray], int]) -> np.ndarray:
+    """Logits, float32 [T,V], of T tokens after those in the cache, which grows by the first `keep(logits)` of them.
+
+    Otherwise as `CpuModel.forward`: in mode `exact` to the bit.
+    """
+    token_T = checked_tokens(model.config, tokens, cache.length)
+    with jit.threads(model.threads):
+        x_TD, fresh = _body(model, [token_T], [cache])
+        logits_TV = _head(model, x_TD)
+    _keep(cache, fresh, slice(0, keep(logits_TV)))
+    return logits_TV
+
+
+def _body(
+    model: CpuModel, token_rows: list[np.ndarray], caches: Sequence[CpuCache]
+) -> tuple[np.ndarray, list[KeysValues]]:
+    """The last block's output [P,D], and the keys and values of all rows on each layer."""
     weights, config = model._weights, model.config
-    ends = np.cumsum([len(row) for row in token_rows])
-    pieces = [slice(end - len(row), end) for row, end in zip(token_rows, ends.tolist(), strict=True)]
+    ends = np.cumsum([len(row) for row in token_rows]).tolist()
+    pieces = [slice(end - len(row), end) for row, end in zip(token_rows, ends, strict=True)]
     each = [rotary_tables(config, cache.length, len(row)) for row, cache in zip(token_rows, caches, strict=True)]
     cos, sin = (np.concatenate(tables) for tables in zip(*each, strict=True))
-    x_PD = decode_rows(weights.embed, np.concatenate(token_rows))
-    fresh = []
+    x_PD, fresh = decode_rows(weights.embed, np.concatenate(token_rows)), []
     for i, layer in enumerate(weights.layers):
         x_PD, kv = _block(x_PD, layer, config, (cos, sin), [cache.layers[i] for cache in caches], pieces)
         fresh.append(kv)
-    last_BD = rms_norm(x_PD[ends - 1], weights.final_norm, config.rms_norm_eps)
-    logits_BV = weights.head(last_BD)
-    for b, piece in enumerate(pieces):
-        for past, (k_PKC, v_PKC) in zip(caches[b].layers, fresh, strict=True):
-            past.append(k_PKC[piece], v_PKC[piece])
-    return logits_BV
+    return x_PD, fresh
+
+
+def _head(model: CpuModel, x_PD: np.ndarray) -> np.ndarray:
+    return model._weights.head(rms_norm(x_PD, model._weights.final_norm, model.config.rms_norm_eps))
+
+
+def _keep(cache: CpuCache, fresh: list[KeysValues], piece: slice) -> None:
+    for past, (k_PKC, v_PKC) in zip(cache.layers, fresh, strict=True):
+        past.append(k_PKC[piece], v_PKC[piece])
 
 
 def _block(

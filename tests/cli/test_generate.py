@@ -1,8 +1,16 @@
 """assay generate: the oracle's text and ids, streamed; reproducible, and stopped where it should."""
 
+import signal
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 
+import assay.reference as reference
+from assay.cli import shared
+from assay.fast.engine import cache_bytes
+from assay.loaders.registry import find_shape
 from tests.checkpoint_files import CHECKPOINTS, copied, edit_json, expected, opened, tokens_of
 from tests.cli.run import refused, run
 
@@ -68,6 +76,65 @@ def test_the_context_bounds_it(tmp_path):
     assert ids("--max-tokens", 64, model=folder) == ids("--max-tokens", 3)
 
 
+@pytest.mark.parametrize("model", ["llama/hf", "gpt_oss/gguf", "mistral/hf"])
+def test_guesses_change_nothing(model):
+    """A prompt that repeats itself, so that there is something to guess."""
+    twice = ",".join(str(5 + i % 17) for i in range(40))
+    asked = ["generate", CHECKPOINTS / model, "--tokens", twice, "--max-tokens", 30]
+    plain, guessed = run(*asked), run(*asked, "--speculate", 5)
+    assert plain.status == guessed.status == 0
+    assert guessed.out == plain.out
+    assert "guesses right" in " ".join(guessed.err.split())
+
+
+def test_longrope_factors_that_change_on_the_way():
+    """Every backend runs everything again there: greedy tokens are those of fresh passes over the whole sequence."""
+    checkpoint = opened("phi3/hf")
+    original = checkpoint.config.rope_scaling.original_max_position_embeddings
+    prompt = [5 + 7 * i % 300 for i in range(original - 3)]
+    seen = list(prompt)
+    while len(seen) < original + 5 and seen[-1] not in checkpoint.stop_tokens:
+        seen.append(int(reference.forward(checkpoint.model(), np.array(seen))[-1].argmax()))
+    for backend in ("reference", "cpu"):
+        asked = ["--tokens", ",".join(map(str, prompt)), "--max-tokens", 8, "--backend", backend]
+        result = run("generate", CHECKPOINTS / "phi3/hf", *asked)
+        assert [int(word) for word in result.out.split()] == seen[len(prompt) :], backend
+    assert len(seen) > original + 1
+
+
+def test_ctrl_c_ends_it_with_what_there_is():
+    """As a terminal does it: a signal while tokens come."""
+    command = [sys.executable, "-m", "assay.cli", "generate", str(LLAMA), "--tokens", IDS, "--max-tokens", "400"]
+    process = subprocess.Popen(
+        [*command, "--backend", "reference"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, bufsize=0
+    )
+    assert process.stdout is not None
+    first = process.stdout.read(1)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    got = [int(word) for word in (first + out).split()]
+    assert (first + out).endswith(b"\n")
+    assert 0 < len(got) < 400
+    assert got[:3] == ids("--max-tokens", 3)[: len(got)]
+    assert b"interrupted" in err
+    assert b"Traceback" not in err
+
+
+def test_a_cache_that_memory_cannot_hold(monkeypatch):
+    monkeypatch.setattr(shared, "free_memory", lambda: 1000)
+    message = refused("generate", LLAMA, "--tokens", "1,2,3")
+    assert "keys and values of 67 tokens" in message
+    assert "fewer --max-tokens" in message
+
+
+def test_the_size_of_a_cache():
+    """gpt-oss-20b's, counted by hand: 12 layers of 128 positions at the most, 12 of all, 8 heads of 64, two float32."""
+    config = find_shape("gpt-oss-20b").config
+    assert cache_bytes(config, 100) == 24 * 100 * 8 * 64 * 2 * 4
+    assert cache_bytes(config, 131072) == (12 * 128 + 12 * 131072) * 8 * 64 * 2 * 4
+
+
 def test_tokens_from_a_file_and_other_containers(tmp_path):
     (tmp_path / "tokens.txt").write_text(IDS)
     out = [
@@ -84,6 +151,9 @@ WRONG = {
     "top-p": (["--tokens", "1", "--top-p", "0"], "0 < top_p <= 1"),
     "penalty": (["--tokens", "1", "--repetition-penalty", "0"], "repetition_penalty > 0"),
     "temperature": (["--tokens", "1", "--temperature", "inf"], "finite temperature"),
+    "guesses, drawn": (["--tokens", "1", "--speculate", "4", "--temperature", "1"], "only greedy tokens"),
+    "guesses, q8": (["--tokens", "1", "--speculate", "4", "--mode", "q8"], "logits of cpu q8 may depend"),
+    "guesses, oracle": (["--tokens", "1", "--speculate", "4", "--backend", "reference"], "expected: --backend cpu"),
     "backend": (["--tokens", "1", "--backend", "vllm"], "cannot generate with backend 'vllm'"),
 }
 
