@@ -182,6 +182,8 @@ function show(name) {
     ...(data.forced ? [figure("local error", number(tap.local_error))] : []),
     figure(data.forced ? "inherited error" : "error end to end", number(tap.inherited_error)),
     figure(`noise of ${data.profile}`, number(tap.noise)),
+    ...(tap.spans.length ? [figure("judged together with", tap.spans.join(", "))] : []),
+    ...(tap.positions ? [figure("computed by the backend", `positions ${tap.positions.join(", ")} alone`)] : []),
     ...(tap.nonfinite ? [figure("not finite", `${tap.nonfinite} values`)] : []),
   );
   drawDetail(tap, about);
@@ -200,6 +202,7 @@ function drawDetail(tap, about) {
   const detail = tap.detail;
   const pictures = document.querySelector(".pictures");
   pictures.hidden = detail === null;
+  byId("element").hidden = detail === null;
   byId("worst").replaceChildren();
   if (detail === null) return;
   byId("histogram").parentElement.hidden = detail.histogram === null;

@@ -10,7 +10,7 @@ from typing import Any
 from assay.golden.check import Report
 from assay.golden.detail import BINS, BINS_PER_DECADE, CELLS_PER_DECADE, LEVELS, LOST, LOWEST_BIN, LOWEST_CELL, SPECS
 from assay.golden.html import plot
-from assay.golden.report import shortened, structure_line
+from assay.golden.report import shortened, structure_lines
 from assay.golden.store import Golden, replacing
 from assay.loaders.checkpoint import Checkpoint
 
@@ -22,7 +22,7 @@ VERDICTS = {
     "incomparable": "Cannot be compared",
 }
 # keys of a tap's row that the page shows; the maps and distributions come from the details
-SHOWN = ("tap", "verdict", "local_error", "inherited_error", "noise", "ratio", "nonfinite")
+SHOWN = ("tap", "verdict", "local_error", "inherited_error", "noise", "ratio", "nonfinite", "positions", "spans")
 
 
 def write_page(path: Path, report: Report, details: Mapping[str, dict[str, Any]], about: Mapping[str, str]) -> None:
@@ -51,7 +51,7 @@ def page_of(report: Report, details: Mapping[str, dict[str, Any]], about: Mappin
         headline=VERDICTS[report.verdict],
         about=about,
         meaning={kind: spec.meaning for kind, spec in SPECS.items()},
-        structure=None if report.structure is None else structure_line(report.structure),
+        structure=[] if report.structure is None else list(structure_lines(report.structure)),
         not_supplied=shortened(report.not_supplied),
         out_of_allowance=sum(result.verdict == "diverges" for result in report.taps),
         known=sum(result.verdict == "known-deviation" for result in report.taps),

@@ -1,6 +1,7 @@
 """The two pictures that a page opens with: errors along the depth of the model, and the grid of taps by layers."""
 
 import math
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -130,6 +131,7 @@ def _power(decade: int) -> str:
     return f"{10.0**decade:g}" if -3 < decade < 4 else f"10{str(decade).translate(SUPERSCRIPTS)}"
 
 
+_WEIGHT = re.compile(r"weights\.model\.layers\.(\d{1,6})\.(.+)")
 SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
@@ -150,16 +152,24 @@ def grid_of(report: dict[str, Any]) -> tuple[list[int], list[tuple[str, list[Cel
     What there is once a model lies in the first column if it is before the layers, in the last if after.
     """
     results = report["taps"]
-    layers = sorted({layer for result in results if (layer := layer_of(result["tap"])) is not None})
+    layers = sorted({layer for result in results if (layer := _place(result["tap"])[0]) is not None})
     columns = {layer: i for i, layer in enumerate(layers)}
     width = max(len(layers), 1)
     rows: dict[str, list[Cell | None]] = {}
     for result in results:
-        layer = layer_of(result["tap"])
-        kind = result["tap"] if layer is None else result["tap"].rsplit(".", 1)[-1]
+        layer, kind = _place(result["tap"])
         column = columns[layer] if layer is not None else 0 if kind == "embed" else width - 1
         rows.setdefault(kind, [None] * width)[column] = _cell(result, report["allowance"])
     return layers, list(rows.items())
+
+
+def _place(tap: str) -> tuple[int | None, str]:
+    """The layer and the row of a tap, or of a weight that the backend handed over."""
+    weight = _WEIGHT.fullmatch(tap)
+    if weight:
+        return int(weight[1]), f"weights {weight[2]}"
+    layer = layer_of(tap)
+    return layer, tap if layer is None else tap.rsplit(".", 1)[-1]
 
 
 def _cell(result: dict[str, Any], allowance: float) -> Cell:

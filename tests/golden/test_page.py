@@ -224,6 +224,28 @@ def test_the_grid_has_a_column_for_a_layer():
     ]
 
 
+def test_weights_are_rows_of_the_grid():
+    name = "weights.model.layers.1.self_attn.q_proj.weight"
+    layers, rows = grid_of(report_with(row(name, 1e6, "diverges"), row("layers.0.q", 1.0)))
+    assert layers == [0, 1]
+    places = [(kind, [None if cell is None else cell.tap for cell in cells]) for kind, cells in rows]
+    assert places == [("weights self_attn.q_proj.weight", [None, name]), ("q", ["layers.0.q", None])]
+
+
+def test_weights_that_differ_and_rows_that_were_not_computed(tmp_path):
+    taps = taps_with({}, dtype=np.float32)
+    checkpoint = opened(GPT_OSS)
+    weight = "model.layers.0.self_attn.q_proj.weight"
+    taps[f"weights.{weight}"] = checkpoint.tensors[weight].decode()[::-1]
+    taps["logits"] = taps["logits"][-1:]
+    report, details = details_of(taps, checkpoint=checkpoint)
+    page = Reader(page_of(report, details.taps, {}))
+    assert f"first wrong at weights.{weight}" in " ".join(page.text.split())
+    data = json.loads(page.scripts[0])
+    assert data["taps"][f"weights.{weight}"]["detail"] is None
+    assert data["taps"]["logits"]["positions"] == [39]
+
+
 def test_a_grid_without_layers():
     layers, rows = grid_of(report_with(row("embed", 1.0), row("logits", 1.0)))
     assert layers == []

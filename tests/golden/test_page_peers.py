@@ -257,4 +257,5 @@ def test_every_tap_can_be_drawn(page):
 def test_a_dump_of_logits_alone(page):
     assert page.text("h1") == "Matches"
     assert page.shown == "logits"
+    assert "layers.0.q" in page.text("#tapfigures")  # judged together with it
     assert page.js("document.querySelectorAll('#maps canvas').length") == 1
