@@ -23,6 +23,9 @@ def generate(
     path: Annotated[Path, typer.Argument(help="GGUF file, or Hugging Face or MLX directory.")],
     prompt: Annotated[str | None, typer.Option(help="Text to continue.")] = None,
     tokens: Annotated[str | None, typer.Option(help='Or token ids, "1,2,3" or @FILE.')] = None,
+    chat: Annotated[
+        str | None, typer.Option(help="Or what a user says, put into the checkpoint's chat template.")
+    ] = None,
     max_tokens: Annotated[int, typer.Option(min=1, help="Stop after this many tokens.")] = 64,
     temperature: Annotated[float, typer.Option(min=0, help="0 is greedy.")] = 0.0,
     top_k: Annotated[int, typer.Option(min=0, help="Keep the k most likely; 0 keeps all.")] = 0,
@@ -44,7 +47,11 @@ def generate(
 
     Ctrl-C ends it with what there is. `--speculate` changes the time, never the tokens.
 
-    Example: assay generate SmolLM2.gguf --prompt "Gravity is" --max-tokens 24
+    Examples:
+
+    assay generate SmolLM2.gguf --prompt "Gravity is" --max-tokens 24
+
+    assay generate SmolLM2.gguf --chat "What is gravity?" --mode q8
     """
     from assay.cli.shared import messages, tokens_from
     from assay.fast.speculate import Guesses
@@ -57,7 +64,8 @@ def generate(
     except ValueError as error:
         raise CheckpointError(str(error)) from error
     checkpoint = open_checkpoint(path)
-    ids = validated_tokens(tokens_from(checkpoint, prompt, tokens), checkpoint.config)
+    given = tokens_from(checkpoint, prompt, tokens) if chat is None else _chat_tokens(checkpoint, chat, prompt, tokens)
+    ids = validated_tokens(given, checkpoint.config)
     room = checkpoint.config.max_position_embeddings - len(ids)
     if room < 1:
         raise CheckpointError(
@@ -73,7 +81,7 @@ def generate(
     else:
         chosen = _continuation(checkpoint, backend, mode, threads, ids, limit, sampling)
     started = time.perf_counter()
-    count, interrupted = _stream(chosen, None if prompt is None else checkpoint)
+    count, interrupted = _stream(chosen, checkpoint if tokens is None else None)
     seconds = time.perf_counter() - started
     how = f"{backend}{f', mode {mode}' if mode else ''}"
     if guess:
@@ -103,6 +111,16 @@ def _stream(chosen: Iterator[int], checkpoint: "Checkpoint | None") -> tuple[int
         print(checkpoint.tokenizer.decode(out, skip_special_tokens=False)[len(written) :], end="")
     print(flush=True)
     return len(out), interrupted
+
+
+def _chat_tokens(checkpoint: "Checkpoint", chat: str, prompt: str | None, tokens: str | None) -> list[int]:
+    from assay.cli.shared import utf8
+    from assay.loaders import CheckpointError
+    from assay.loaders.chat import chat_tokens
+
+    if prompt is not None or tokens is not None:
+        raise CheckpointError("give one of --prompt, --tokens and --chat")
+    return chat_tokens(checkpoint, [{"role": "user", "content": utf8("--chat", chat)}])
 
 
 def require_memory(config: "Config", length: int) -> None:

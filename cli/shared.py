@@ -25,11 +25,7 @@ def tokens_from(checkpoint: "Checkpoint", prompt: str | None, tokens: str | None
     if (prompt is None) == (tokens is None):
         raise CheckpointError("give either --prompt or --tokens")
     if prompt is not None:
-        try:
-            prompt.encode()
-        except UnicodeEncodeError as error:  # how Python hands on an argument's stray bytes
-            raise CheckpointError(f"--prompt is not UTF-8: {error.reason} at position {error.start}") from error
-        return list(checkpoint.tokenizer.encode(prompt).ids)
+        return list(checkpoint.tokenizer.encode(utf8("--prompt", prompt)).ids)
     assert tokens is not None
     text = tokens
     if tokens.startswith("@"):
@@ -42,6 +38,15 @@ def tokens_from(checkpoint: "Checkpoint", prompt: str | None, tokens: str | None
         return [int(word) for word in words if word]
     except ValueError as error:
         raise CheckpointError("--tokens must be integers, separated by commas or spaces", got=text[:60]) from error
+
+
+def utf8(option: str, text: str) -> str:
+    """An option's text, if it is one."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:  # how Python hands on an argument's stray bytes
+        raise CheckpointError(f"{option} is not UTF-8: {error.reason} at position {error.start}") from error
+    return text
 
 
 def lengths_from(chunks: str | None) -> list[int] | None:

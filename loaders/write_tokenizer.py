@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from assay.loaders.chat import templates_of
 from assay.loaders.errors import CheckpointError
 from assay.loaders.json_text import read_json
 
@@ -98,7 +99,7 @@ def gguf_tokenizer(directory: Path, vocab_size: int, pre: str | None) -> dict[st
     metadata = {f"tokenizer.ggml.{key}": value for key, value in values.items()}
     if pre is None:
         _check_same(tokenizer, tokenizer_from_gguf(metadata), path)
-    return metadata | _chat_template(directory)
+    return metadata | templates_of(directory)
 
 
 def _vocabulary(tokenizer: "Tokenizer", content: dict[str, Any], vocab_size: int, path: Path) -> dict[str, Any]:
@@ -182,18 +183,3 @@ def _check_same(before: "Tokenizer", after: "Tokenizer", path: Path) -> None:
             expected=wanted[at : at + 5],
             got=got[at : at + 5],
         )
-
-
-def _chat_template(directory: Path) -> dict[str, Any]:
-    """Chat templates as metadata: the default one, and others under their names."""
-    jinja, config = directory / "chat_template.jinja", directory / "tokenizer_config.json"
-    if jinja.exists():
-        return {"tokenizer.chat_template": jinja.read_text("utf-8")}
-    template = read_json(config).get("chat_template") if config.exists() else None
-    if isinstance(template, str):
-        return {"tokenizer.chat_template": template}
-    named = {entry["name"]: entry["template"] for entry in template or ()}
-    values = {f"tokenizer.chat_template.{name}": text for name, text in named.items() if name != "default"}
-    if values:
-        values["tokenizer.chat_templates"] = sorted(name for name in named if name != "default")
-    return values | ({"tokenizer.chat_template": named["default"]} if "default" in named else {})

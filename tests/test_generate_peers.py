@@ -103,3 +103,19 @@ def test_transformers_across_longrope_s_switch() -> None:
     assert list(generate(step, prompt, 12, Sampling())) == want
     kept = reference.KVCache()
     assert list(generate(lambda new: run(new, kept), prompt, 12, Sampling())) != want
+
+
+def test_the_chat_template_as_transformers_fills_it_in(smollm2: Checkpoint) -> None:
+    from transformers.utils.chat_template_utils import render_jinja_template
+
+    from assay.loaders.chat import render
+    from assay.loaders.gguf_file import read_gguf
+
+    template = read_gguf(smollm2.path).metadata["tokenizer.chat_template"]
+    assert isinstance(template, str)
+    for messages in (
+        [{"role": "user", "content": "What is gravity?"}],
+        [{"role": "system", "content": "Be <brief>."}, {"role": "user", "content": " Hi \n"}],
+    ):
+        (theirs,), _ = render_jinja_template([messages], chat_template=template, add_generation_prompt=True)
+        assert render(template, messages, {}, smollm2.path) == theirs

@@ -102,6 +102,19 @@ def test_longrope_factors_that_change_on_the_way():
     assert len(seen) > original + 1
 
 
+def test_chat_is_the_template_filled_in(tmp_path):
+    """What the user says goes where the template says, and tokens are those of that text."""
+    folder = copied("llama/hf", tmp_path / "hf")
+    (folder / "chat_template.jinja").write_text("{{ bos_token }}{{ messages[0].content }} went past")
+    asked = ["--backend", "reference", "--max-tokens", 8]
+    chat, prompt = (
+        run("generate", folder, *given, *asked) for given in (("--chat", "The river"), ("--prompt", PROMPT))
+    )
+    assert chat.status == 0
+    assert chat.out == prompt.out
+    assert "give one of" in refused("generate", folder, "--chat", "a", "--prompt", "b")
+
+
 def test_ctrl_c_ends_it_with_what_there_is():
     """As a terminal does it: a signal while tokens come."""
     command = [sys.executable, "-m", "assay.cli", "generate", str(LLAMA), "--tokens", IDS, "--max-tokens", "400"]
