@@ -72,9 +72,22 @@ def print_end_to_end(report: Report, console: Console) -> None:
         console.print(
             f"routing: {routing['flips']} of {routing['choices']} choices of experts differ from the golden's"
             + (f", largest margin {routing['largest_margin']:.3g}" if routing["flips"] else "")
+            + (f"; {routing['followed']} near ties followed" if routing.get("followed") else "")
+            + (f"; {routing['open']} not shown, that noise may have decided" if routing.get("open") else "")
         )
     if report.not_supplied:
         console.print(f"[dim]not supplied, spanned by the next tap: {escape(shortened(report.not_supplied))}[/]")
+        coarsest = max(report.taps, key=lambda result: len(result.spans))
+        if coarsest.spans and coarsest.detectable is not None:
+            console.print(
+                f"[dim]{escape(coarsest.tap)} stands for {len(coarsest.spans) + 1} steps: "
+                f"an error of less than {coarsest.detectable:.2g} of it would not show[/]"
+            )
+    partial = [result for result in report.taps if result.positions is not None]
+    if partial:
+        count = len(partial[-1].positions or ())
+        names = shortened([result.tap for result in partial])
+        console.print(f"[dim]not computed for all positions, only for {count}: {escape(names)}[/]")
 
 
 def _print_divergence(report: Report, first: TapResult, console: Console) -> None:
