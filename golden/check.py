@@ -146,8 +146,8 @@ def check(
         profile, expected, noisy_pass(checkpoint, tokens, chunks, taps, expected, _noise_of(profile), progress)
     )
     followed = Followed(open_choices=sum(int(t.sum()) for t in nearly_tied(checkpoint, taps, expected, noisy).values()))
-    diagnosis = Diagnosis(Run(checkpoint, tokens, chunks, taps), expected, noisy, profile)
-    deviations = Deviations(diagnosis, () if strict else profile.deviations)
+    diagnosis = Diagnosis(Run(checkpoint, tokens, chunks, taps, given.rows), expected, noisy, profile)
+    deviations = Deviations(diagnosis, () if strict else profile.deviations, _oracle_s_logits(golden))
     results: list[TapResult] = []
     first: tuple[str, Comparison] | None = None
     for name in taps:
@@ -182,6 +182,12 @@ def check(
         deviations=deviations.listed(),
         weights={"compared": len(weights), "differing": [fault.name for fault in faults]} if weights else None,
     )
+
+
+def _oracle_s_logits(golden: Golden) -> np.ndarray | None:
+    """What the golden has of the oracle in float64."""
+    ours = (golden.provenance.backend, golden.provenance.profile) == ("reference", "float64")
+    return np.asarray(golden.taps["logits"]) if ours and "logits" in golden.taps else None
 
 
 def _compared(

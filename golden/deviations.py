@@ -12,10 +12,13 @@ from assay.golden.noise import PROFILES
 
 
 class Deviations:
-    """A profile's deviations, as far as they apply to the checkpoint; `seen` are those that explained some tap."""
+    """A profile's deviations, as far as they apply to the checkpoint; `seen` are those that explained some tap.
 
-    def __init__(self, diagnosis: Diagnosis, ids: tuple[str, ...]):
-        self.diagnosis = diagnosis
+    `clean_TV` are the oracle's own logits of these tokens, if they are at hand: a whole pass less.
+    """
+
+    def __init__(self, diagnosis: Diagnosis, ids: tuple[str, ...], clean_TV: np.ndarray | None = None):
+        self.diagnosis, self.clean_TV = diagnosis, clean_TV
         known = [mistake_named(id) for id in ids]
         self.accepted = tuple(mistake for mistake in known if mistake.acts(diagnosis.run.checkpoint))
         self.seen: dict[str, list[str]] = {}
@@ -35,9 +38,13 @@ class Deviations:
         """Those seen: how much each alone changes the oracle's predictions on these tokens."""
         run = self.diagnosis.run
         rows = []
+        clean_TV = self.clean_TV
+        if clean_TV is None and self.seen:
+            clean_TV = _logits(run, ())
         for id, taps in self.seen.items():
             mistake = mistake_named(id)
-            effect = logit_view(_logits(run, ()), _logits(run, (mistake,)))
+            assert clean_TV is not None
+            effect = logit_view(clean_TV, _logits(run, (mistake,)))
             changes = round(len(run.tokens) * (1 - effect["top1_agreement"]))
             rows.append(
                 {

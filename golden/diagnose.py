@@ -67,8 +67,17 @@ class Diagnosis:
             if len(self._values) >= KEPT:
                 self._values.clear()
             with np.errstate(all="ignore"):  # a mistake may well divide by zero
-                self._values[key] = Replay(self.run, together(mistakes), profile).value(name)
+                value = Replay(self.run, together(mistakes), profile).value(name)
+            self._values[key] = self._where_computed(name, value)
         return self._values[key]
+
+    def _where_computed(self, name: str, value: Array) -> Array:
+        """The value, but the oracle's own where the backend computed none: no mistake shows there."""
+        if name not in self.run.rows:
+            return value
+        whole, positions = self.expected[name].astype(value.dtype), self.run.rows[name]
+        whole[positions] = value[positions]
+        return whole
 
     def judge(self, mistakes: Mistakes, name: str) -> Comparison | None:
         """The backend's tap against the oracle with these mistakes; None if they change nothing here."""

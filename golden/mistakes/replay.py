@@ -1,7 +1,7 @@
 """Single taps computed again by a recipe, each from the values that a backend had before it."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -15,12 +15,13 @@ from assay.reference.model import ROWS_AT_A_TIME
 
 @dataclass(frozen=True)
 class Run:
-    """What a backend ran, and the taps that it supplied."""
+    """What a backend ran, and the taps that it supplied; of those in `rows` it computed these positions only."""
 
     checkpoint: Checkpoint
     tokens: list[int]
     chunks: list[int]
     taps: Mapping[str, np.ndarray]
+    rows: Mapping[str, np.ndarray] = field(default_factory=dict)
 
 
 class Replay:

@@ -49,13 +49,15 @@ def test_a_fault_in_the_rows_that_are_there_is_found_at_its_place(name):
 
 
 def test_the_cause_is_found_from_one_row():
-    swapped = {f"{LAST_LAYER}expert_act": lambda act: act * 0}
-    gate = lambda taps: taps[f"{LAST_LAYER}expert_gate"]  # noqa: E731
-    taps = taps_with({})
-    up = taps[f"{LAST_LAYER}expert_up"]
-    swapped[f"{LAST_LAYER}expert_act"] = lambda act: gate(taps) / (1 + np.exp(-gate(taps))) * (np.clip(up, -7, 7) + 1)
-    report = report_of(cut(taps_with(swapped), [39]), "float32")
-    assert diverging(report) == [f"{LAST_LAYER}expert_act"]
+    name, taps = f"{LAST_LAYER}expert_act", taps_with({})
+    gate, up = (
+        np.clip(taps[f"{LAST_LAYER}{kind}"], low, 7) for kind, low in (("expert_gate", None), ("expert_up", -7))
+    )
+    plain = gate / (1 + np.exp(-gate)) * (up + 1)
+    report = report_of(cut(taps_with({name: lambda act: plain}), [39]), "float32")
+    assert diverging(report) == [name]
+    assert report.cause["id"] == "silu-plain"
+    assert report.cause["residual_after"] < 1e-6
 
 
 def test_a_row_of_nan_is_not_a_row_that_is_missing():
