@@ -23,6 +23,8 @@ OPERAND: Mapping[str, Rounding] = {
     **dict.fromkeys(("Q4_0", "Q5_0", "Q8_0", "MXFP4", "NVFP4", "IQ4_NL", "Q1_0", "Q2_0"), round_q8),
     **dict.fromkeys(("Q4_1", "Q5_1"), round_q8),
     **dict.fromkeys(("Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K"), round_q8_K),
+    **dict.fromkeys(("IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ3_XXS", "IQ3_S", "IQ4_XS"), round_q8_K),
+    **dict.fromkeys(("TQ1_0", "TQ2_0"), round_q8_K),
     "BF16": to_bfloat16,
     "F16": to_float16,
 }
@@ -58,7 +60,7 @@ class LlamaCpp(Emulation):
         return array if tables is None else apply_rope(self.now[source], *tables)
 
     def act(self, layer: int, array: np.ndarray) -> np.ndarray:
-        """x / (1 + exp(-x)) times the other (vec.h `ggml_v_silu`); one element may hold most of it, and its rounding."""
+        """x / (1 + exp(-x)) times the other (vec.h `ggml_v_silu`); one element may hold most of it, and its error."""
         with np.errstate(over="ignore"):
             return self.now["gate"] / (1 + np.exp(-self.now["gate"])) * self.now["up"]
 

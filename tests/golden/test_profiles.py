@@ -8,14 +8,18 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 import assay.reference as reference
-from assay.golden.emulate_llamacpp import _ggml_rope_tables, _summed_in_float16
+from assay.golden.emulate_llamacpp import OPERAND, _ggml_rope_tables, _RoundedOperands, _summed_in_float16
 from assay.golden.emulation import Emulation, with_product
 from assay.golden.forced import forced_pass
 from assay.golden.noise import PROFILES
 from assay.golden.rounding import to_bfloat16, to_float16
+from assay.loaders.delegated import DELEGATED
+from assay.loaders.gguf_file import GGML_TYPES
 from assay.reference.ops import attention_heads, attention_mask, attention_weights
+from assay.reference.precision import round_q8
 from assay.reference.rope import rope_tables
 from assay.reference.taps import default_taps
+from assay.reference.weights import Tensor
 from tests.checkpoint_files import opened, tokens_of
 from tests.golden.faults import GPT_OSS
 
@@ -78,6 +82,17 @@ def test_llama_cpp_rounds_operands_by_the_weights_type_and_the_cache():
     without = noise("llama.cpp-float32")
     assert without["attn_heads"] < 1e-6
     assert without["expert_gate"] == found["expert_gate"]
+
+
+def test_every_block_format_of_ggml_rounds_its_operands():
+    """Also those that gguf-py decodes, whose names here say so; formats of activations are no weights."""
+    blocks = {block.name for block in GGML_TYPES.values() if block.elements > 1}
+    assert blocks - {"Q8_1", "Q8_K"} <= set(OPERAND)
+    weight = Tensor("w", (1, 32), DELEGATED[20], {"blocks": np.full((1, 1, 18), 0x3C, np.uint8)})
+    assert weight.encoding.name == "IQ4_NL (by gguf-py)"
+    model = _RoundedOperands(opened(GPT_OSS).config, {"w": weight}, np.dtype(np.float64))
+    x = np.linspace(-1, 1, 32)[None]
+    np.testing.assert_array_equal(x @ model.weight("w").T, round_q8(x) @ weight.decode().astype(float).T)
 
 
 def test_chunks_change_the_noise_s_kind_only():
