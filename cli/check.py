@@ -70,7 +70,12 @@ def check(
     tokens, chunks = recorded.provenance.tokens, recorded.provenance.chunks
     report, versions = None, {}
     if dump is not None:
-        opened = open_dump(dump, checkpoint.config if checkpoint else None, names)
+        opened = open_dump(
+            dump,
+            checkpoint.config if checkpoint else None,
+            names,
+            is_phi3=checkpoint is not None and checkpoint.is_phi3,
+        )
         label, taps = str(dump), opened.taps
         judged_by = profile_named(profile or opened.profile)
         if opened.tokens is not None:

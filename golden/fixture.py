@@ -137,12 +137,13 @@ class GoldenFixture:
         names: str | None,
     ) -> Dump:
         config = None if checkpoint is None else checkpoint.config
+        is_phi3 = checkpoint is not None and checkpoint.is_phi3
         if isinstance(engine, str | Path):
-            return open_dump(self.test.path.parent / engine, config, names)
+            return open_dump(self.test.path.parent / engine, config, names, is_phi3=is_phi3)
         taps = engine(list(golden.provenance.tokens)) if callable(engine) else engine
         if not isinstance(taps, Mapping):
             raise GoldenError("no taps", expected="a mapping of names to arrays", got=type(taps).__name__)
-        return dump_of({str(name): _array(name, value) for name, value in taps.items()}, config, names)
+        return dump_of({str(name): _array(name, value) for name, value in taps.items()}, config, names, is_phi3=is_phi3)
 
     def _judged(
         self, golden: Golden, checkpoint: Checkpoint | None, dump: Dump, profile: str | None, strict: bool

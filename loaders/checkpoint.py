@@ -14,9 +14,9 @@ import numpy as np
 
 from assay.loaders.config import require_plausible_depth
 from assay.loaders.errors import CheckpointError
-from assay.loaders.layout import Layout
+from assay.loaders.layout import GATE_FIRST, Layout
 from assay.loaders.mapped_file import release
-from assay.reference.config import Config
+from assay.reference.config import Config, LlamaConfig
 from assay.reference.model import Model
 from assay.reference.weights import Encoding, Tensor, weight_shapes
 
@@ -46,6 +46,12 @@ class Checkpoint:
     def tokenizer(self) -> "Tokenizer":
         """The checkpoint's own tokenizer; CheckpointError if it has none that can be read."""
         return self._load_tokenizer()
+
+    @property
+    def is_phi3(self) -> bool:
+        """Whether this is a phi-3: in numbers a Llama, but with gate and up stored as one matrix."""
+        fused = (GATE_FIRST.name in tensor.layout for tensor in self.tensors.values())
+        return isinstance(self.config, LlamaConfig) and any(fused)
 
     def model(self, dtype: np.dtype | type = np.float64) -> Model[Config]:
         """The oracle's model of these weights, computing in `dtype`."""

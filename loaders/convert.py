@@ -12,7 +12,6 @@ from assay.loaders.config import config_from_hf
 from assay.loaders.errors import CheckpointError
 from assay.loaders.gguf_config import config_from_gguf
 from assay.loaders.gguf_file import GgufFile, read_gguf
-from assay.loaders.layout import Q_ROWS
 from assay.loaders.plan import Choice, plan
 from assay.loaders.quantise import Encoder
 from assay.loaders.recode import Kept
@@ -111,7 +110,7 @@ def convert(
         done += nbytes
         progress("writing", done, total)
 
-    model_type = model_type_of(source.config, fused=any(Q_ROWS.name in t.layout for t in source.tensors.values()))
+    model_type = model_type_of(source.config, source.is_phi3)
     if to == "gguf":
         metadata, notes = _gguf_metadata(source, model_type, pre)
         write_gguf_checkpoint(target, source.config, model_type, outcome, metadata, written)

@@ -35,11 +35,11 @@ LLAMA3_CONTEXTS = [1 << bits for bits in range(5, 21)]
 LLAMA3_ENDS = [(1.0, 4.0)]
 
 
-def model_type_of(config: Config, fused: bool) -> str:
-    """Hugging Face's model_type for a config; `fused` if q, k and v were one matrix in the file it came from."""
+def model_type_of(config: Config, is_phi3: bool) -> str:
+    """Hugging Face's model_type for a config; `is_phi3` if the file that it came from is laid out so."""
     if isinstance(config, GptOssConfig):
         return "gpt_oss"
-    if fused or isinstance(config.rope_scaling, LongRopeScaling):
+    if is_phi3 or isinstance(config.rope_scaling, LongRopeScaling):
         return "phi3"
     return "llama" if config.sliding_window is None else "mistral"
 

@@ -16,7 +16,7 @@ import numpy as np
 from llama_cpp._ggml import libggml
 
 from assay.golden.backends import Progress
-from assay.golden.backends.llamacpp_nodes import tap_of_node
+from assay.golden.backends.llamacpp_nodes import columns_of, taps_of_node
 from assay.golden.errors import GoldenError
 from assay.loaders.checkpoint import Checkpoint
 from assay.reference.ops import attention_mask
@@ -83,7 +83,7 @@ class LlamaCppBackend:
         self.profile = _PROFILES[mode]
         self.versions = {"llama-cpp-python": llama_cpp.__version__}
         self.config = checkpoint.config
-        self._mode = mode
+        self._mode, self._is_phi3 = mode, checkpoint.is_phi3
         params = llama_cpp.llama_model_default_params()
         params.n_gpu_layers = 0
         llama_cpp.llama_log_set(_silent, None)
@@ -103,7 +103,7 @@ class LlamaCppBackend:
     def run(
         self, tokens: list[int], chunks: list[int], names: Collection[str], progress: Progress = None
     ) -> Mapping[str, np.ndarray]:
-        trace = _Trace(self.config, names, self._paired, progress)
+        trace = _Trace(self.config, names, self._paired, self._is_phi3, progress)
         self.evaluate(tokens, chunks, trace)
         return trace.recorder.values
 
@@ -157,10 +157,10 @@ class LlamaCppBackend:
 class _Trace:
     """The evaluation callback of a run: answers which nodes are wanted, and keeps them under their taps' names."""
 
-    def __init__(self, config: Any, names: Collection[str], paired: bool, progress: Progress):
+    def __init__(self, config: Any, names: Collection[str], paired: bool, is_phi3: bool, progress: Progress):
         self.recorder = Recorder(config, names, progress)
         self.error: Exception | None = None
-        self._config, self._paired = config, paired
+        self._config, self._paired, self._is_phi3 = config, paired, is_phi3
         self._table = tap_table(config)
         self._start = self._T = 0
 
@@ -172,41 +172,46 @@ class _Trace:
         """Called by llama.cpp before (`ask`) and after each wanted node; answering False after one stops the graph."""
         try:
             node = _GgmlTensor.from_address(address)
-            tap = self._tap_of(address, node)
-            if ask:
-                return tap in self.recorder.names
-            self.recorder(tap, self._as_tap(tap, _values(address, node)))
+            taps = [tap for tap in self._taps_of(address, node) if tap in self.recorder.names]
+            if ask or not taps:
+                return bool(taps)
+            array = _values(address, node)
+            for tap in taps:
+                self.recorder(tap, self._as_tap(tap, array))
         except Exception as error:  # nothing can be raised through llama.cpp: it is raised after the batch
             self.error = error
             return False
         return True
 
-    def _tap_of(self, address: int, node: _GgmlTensor) -> str:
+    def _taps_of(self, address: int, node: _GgmlTensor) -> tuple[str, ...]:
         if _get_name(address) != ctypes.addressof(node) + _GgmlTensor.name.offset:
             raise GoldenError(
                 "this llama.cpp lays its tensors out in another way", expected="ggml_tensor of llama-cpp-python 0.3.36"
             )
-        return tap_of_node(node.name.decode("utf-8", "replace"), _op_name(node.op).decode())
+        return taps_of_node(node.name.decode("utf-8", "replace"), _op_name(node.op).decode(), self._is_phi3)
 
     def _as_tap(self, tap: str, array: np.ndarray) -> np.ndarray:
         """ggml's [.., T] in the tap's axes."""
         spec, T, kind = self._table[tap], self._T, tap.rsplit(".", 1)[-1]
         if spec.heavy:
             return self._attention_matrix(int(tap.split(".")[1]), kind, array)
+        if self._is_phi3 and kind in ("q", "k", "v", "gate", "up"):
+            array = array[..., columns_of(self._config, kind)]
         array = array.reshape(tap_shape(spec, self._config, T, self._start + T))
         if self._paired and kind in ("q", "k", "q_rope", "k_rope"):
             array = np.concatenate((array[..., 0::2], array[..., 1::2]), axis=-1)
         return array.astype(np.int64) if spec.integer else array
 
     def _attention_matrix(self, layer: int, kind: str, array: np.ndarray) -> np.ndarray:
-        """[H,T,S] of what is padded to the cache's size; raw scores are unscaled, and go on where the mask hides."""
+        """[H,T,S] of what is padded to the cache's size; scores go on where the mask hides, and most are unscaled."""
         S = self._start + self._T
         array = array.reshape(array.shape[-3:])[..., :S]
         if kind == "attn_weights":
             return array
         query_T = np.arange(self._start, S)
         mask_TS = attention_mask(query_T, np.arange(S), self._config.window(layer))
-        return np.where(mask_TS, array * np.float32(self._config.head_dim**-0.5), np.float32(0))
+        scale = 1.0 if self._is_phi3 else self._config.head_dim**-0.5
+        return np.where(mask_TS, array * np.float32(scale), np.float32(0))
 
 
 def _values(address: int, node: _GgmlTensor) -> np.ndarray:

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from assay.golden.backends.llamacpp_nodes import tap_of_node
+from assay.golden.backends.llamacpp_nodes import taps_of_node
 from assay.golden.errors import GoldenError
 from assay.golden.store import WEIGHTS
 from assay.reference.formats.floats import bfloat16_to_float32
@@ -112,9 +112,10 @@ _SPECS = (*BEFORE_LAYERS, *ATTENTION, *DENSE, *EXPERTS, *OUTPUT, *AFTER_LAYERS)
 _T_AXIS = {spec.name: len(spec.axes) - 1 for spec in _SPECS if not spec.heavy} | {"attn_heads": 1, "expert_weights": 2}
 
 
-def read_callback_log(path: Path) -> dict[str, np.ndarray]:
+def read_callback_log(path: Path, is_phi3: bool = False) -> dict[str, np.ndarray]:
     """Taps from a log of llama.cpp's nodes in the form of its eval-callback, by assay's names.
 
+    phi-3's fused products keep all that they hold, as `layers.0.q+k+v` and `layers.0.gate+up`.
     Of nodes that share a name each is known by its operation; in a log of several batches they follow one
     another along T. Towards the end of the graph llama.cpp goes on with only the rows whose logits it is asked for,
     as a rule the last one: such taps have fewer rows. Raises GoldenError where a tensor is not whole, or has fewer than
@@ -130,7 +131,9 @@ def read_callback_log(path: Path) -> dict[str, np.ndarray]:
         match = _NODE.match(lines[start])
         assert match is not None
         name, operation = match[1], match[3]
-        if (tap := tap_of_node(name, operation)).rsplit(".", 1)[-1] in _T_AXIS:
+        taps = taps_of_node(name, operation, is_phi3)
+        if taps and taps[0].rsplit(".", 1)[-1] in _T_AXIS:
+            tap = "+".join((taps[0], *(other.rsplit(".", 1)[-1] for other in taps[1:])))
             shape = [int(n) for n in match.groups()[3:]]
             batches.setdefault(tap, []).append(_printed(path, start, name, tap, lines[start + 1 : end], shape))
     if not batches:
@@ -154,4 +157,5 @@ def _printed(path: Path, line: int, name: str, tap: str, text: list[str], shape:
     if fractions and max(fractions) < DECIMALS:
         raise GoldenError("too few digits to judge by", where=where, got=f"{max(fractions)} decimals", remedy=remedy)
     values = np.array([float(match[0]) for match in numbers])
-    return values.reshape(shape[_T_AXIS[tap.rsplit(".", 1)[-1]]], -1)
+    fused = "+" in tap
+    return values.reshape(shape[1 if fused else _T_AXIS[tap.rsplit(".", 1)[-1]]], -1)

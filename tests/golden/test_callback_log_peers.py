@@ -52,8 +52,8 @@ def program(tmp_path_factory):
     return compiled(tmp_path_factory.mktemp("everything"), EVERYTHING)
 
 
-def logged(program: Path, tokens: list[int] = TOKENS) -> Path:
-    done = subprocess.run([str(program), str(GGUF), *map(str, tokens)], check=True, capture_output=True)
+def logged(program: Path, tokens: list[int] = TOKENS, model: Path = GGUF) -> Path:
+    done = subprocess.run([str(program), str(model), *map(str, tokens)], check=True, capture_output=True)
     log = program.with_name("nodes.log")
     log.write_bytes(done.stdout)
     return log
@@ -85,3 +85,18 @@ def test_with_all_elements_it_is_a_dump(golden, program, tmp_path):
 
 def test_a_log_of_other_tokens_is_of_another_length(golden, program):
     assert "wrong shape" in refused("check", golden, "--dump", logged(program, TOKENS[:-1]))
+
+
+@pytest.mark.parametrize(
+    ("family", "diverging"), [("llama", set()), ("phi3", {"layers.0.attn_heads", "layers.1.attn_heads"})]
+)
+def test_logs_of_the_llama_family(program, tmp_path, family, diverging):
+    """Llama's q and k are logged in neighbour pairs, phi-3's fused; llama.cpp ignores phi-3's window of 18."""
+    model, tokens = CHECKPOINTS / family / "gguf/model.gguf", TOKENS[:30]
+    tokens = [token % 320 for token in tokens]
+    golden = tmp_path / "g.safetensors"
+    assert run("record", model, "--tokens", ",".join(map(str, tokens)), "--out", golden).status == 0
+    run("check", golden, "--dump", logged(program, tokens, model), "--json", tmp_path / "report.json")
+    taps = json.loads((tmp_path / "report.json").read_text())["taps"]
+    assert {"q", "k", "v", "gate", "up", "act"} <= {tap["tap"].rsplit(".", 1)[-1] for tap in taps}
+    assert {tap["tap"] for tap in taps if tap["verdict"] != "match"} == diverging

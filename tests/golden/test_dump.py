@@ -59,7 +59,8 @@ def test_a_map_of_one_s_own(tmp_path, npz):
 @pytest.mark.parametrize("names", NAME_MAPS)
 def test_built_in_maps_name_taps_that_exist(names):
     known = {name for model in (GPT_OSS, "llama/hf") for name in tap_table(opened(model).config)}
-    assert {tap.replace("{i}", "0") for tap in NAME_MAPS[names].values()} <= known
+    fused = {"layers.0.q+k+v", "layers.0.gate+up"}
+    assert {tap.replace("{i}", "0") for tap in NAME_MAPS[names].values()} <= known | fused
 
 
 def test_hugging_face_module_names(tmp_path):
@@ -94,6 +95,43 @@ def test_llama_cpp_s_llama_is_put_from_neighbour_pairs_into_halves(tmp_path):
     np.testing.assert_array_equal(dump.taps["layers.0.v"], q)
     by_heads = open_dump(written(tmp_path, {"Qcur-0": q.reshape(1, 2, 4, 16)}), opened("llama/hf").config, "llama.cpp")
     np.testing.assert_array_equal(by_heads.taps["layers.0.q_rope"], got[None])
+
+
+PHI3 = {"q": np.s_[:, :32], "k": np.s_[:, 32:48], "v": np.s_[:, 48:]}  # 2 query heads and 1 key head of 16 channels
+
+
+@pytest.mark.parametrize("names", ["hf", "mlx", "llama.cpp"])
+def test_phi3_s_fused_products_are_taken_apart(tmp_path, names):
+    qkv, gate_up = np.arange(3 * 64.0).reshape(3, 64), np.arange(3 * 128.0).reshape(3, 128)
+    ours = names == "llama.cpp"
+    arrays = {
+        "wqkv-1" if ours else "model.layers.1.self_attn.qkv_proj": qkv,
+        "ffn_up-1" if ours else "model.layers.1.mlp.gate_up_proj": gate_up,
+    }
+    dump = open_dump(written(tmp_path, arrays), opened("phi3/hf").config, names, is_phi3=True)
+    assert set(dump.taps) == {f"layers.1.{kind}" for kind in ("q", "k", "v", "gate", "up")}
+    for kind, columns in PHI3.items():
+        np.testing.assert_array_equal(dump.taps[f"layers.1.{kind}"], qkv[columns])
+    np.testing.assert_array_equal(dump.taps["layers.1.gate"], gate_up[:, :64])
+    np.testing.assert_array_equal(dump.taps["layers.1.up"], gate_up[:, 64:])
+    with pytest.raises(GoldenError, match="fits none"):  # without the model nobody knows where q ends
+        open_dump(written(tmp_path, {name: a for name, a in arrays.items() if "up" not in name}), None, names)
+
+
+def test_a_map_of_one_s_own_may_name_a_fused_product(tmp_path):
+    mapping = tmp_path / "map.json"
+    mapping.write_text(json.dumps({"qkv.{i}": "layers.{i}.q+k+v"}))
+    qkv = np.arange(3 * 64.0).reshape(3, 64)
+    dump = open_dump(written(tmp_path, {"qkv.0": qkv}), opened("phi3/hf").config, str(mapping))
+    assert set(dump.taps) == {"layers.0.q", "layers.0.k", "layers.0.v"}
+
+
+def test_llama_cpp_s_phi3_is_in_halves_and_its_last_queries_are_scaled(tmp_path):
+    q = np.arange(2 * 32.0, dtype=np.float32).reshape(2, 32)
+    arrays = {"Qcur-0": q, "Kcur-0": q[:, :16]}
+    dump = open_dump(written(tmp_path, arrays), opened("phi3/hf").config, "llama.cpp", is_phi3=True)
+    np.testing.assert_array_equal(dump.taps["layers.0.q_rope"], 4 * q)  # sqrt(16)
+    np.testing.assert_array_equal(dump.taps["layers.0.k_rope"], q[:, :16])
 
 
 # --- what it says of itself ---

@@ -10,12 +10,14 @@ import numpy as np
 import pytest
 
 from assay.golden.backends import open_backend
+from assay.golden.backends.dump import open_dump
 from assay.golden.check import Report, check
 from assay.golden.noise import profile_named
 from assay.golden.record import record
 from assay.loaders import Checkpoint, open_checkpoint
 from assay.reference.taps import default_taps, tap_table
 from tests import tiny
+from tests.checkpoint_files import CHECKPOINTS
 from tests.golden.injection import random_tokens
 
 pytestmark = [
@@ -121,6 +123,61 @@ def test_llama_matches(ggufs, outtype, T, chunks, mode):
 
 def test_mistral_s_window(ggufs):
     assert report_on(open_checkpoint(ggufs("mistral")), 60, [20, 1], "default").verdict == "match"
+
+
+class Everything:
+    """An evaluation callback that keeps every node under llama.cpp's own name, the last of those that share one."""
+
+    error = None
+
+    def __init__(self) -> None:
+        self.values: dict[str, np.ndarray] = {}
+
+    def begin(self, start: int, T: int) -> None:
+        pass
+
+    def see(self, address: int, ask: bool, user_data: object) -> bool:
+        if not ask:
+            from assay.golden.backends.llamacpp import _GgmlTensor, _values
+
+            node = _GgmlTensor.from_address(address)
+            if node.type == 0:  # float32
+                self.values[node.name.decode()] = _values(address, node)[0]
+        return True
+
+
+PHI3 = CHECKPOINTS / "phi3/gguf/model.gguf"  # window 18, long factors beyond 24 positions
+
+
+def test_phi3_is_shown_whole_and_differs_in_its_window_alone():
+    """llama.cpp ignores phi-3's window. Its context is never shorter than 256, so the long factors are used always."""
+    checkpoint = open_checkpoint(PHI3)
+    golden = record(checkpoint, open_backend("reference", checkpoint), (np.arange(30) * 37 % 320).tolist())
+    backend = open_backend("llama.cpp", checkpoint, "default")
+    taps = backend.run(golden.provenance.tokens, [30], default_taps(checkpoint.config))
+    missing = {name.rsplit(".", 1)[-1] for name in default_taps(checkpoint.config) if name not in taps}
+    assert missing == {"attn_out", "attn_residual"}  # nodes without a name
+    report = check(golden, checkpoint, taps, "llama.cpp", profile_named(backend.profile))
+    assert {r.tap.rsplit(".", 1)[-1] for r in report.taps if r.verdict == "diverges"} == {"attn_heads"}
+    assert report.cause is not None
+    assert report.cause["id"] == "window-missing"
+    assert max(r.ratio for r in report.taps if not r.tap.endswith("attn_heads")) < LARGEST_RATIO
+
+
+@pytest.mark.parametrize("family", ["phi3", "llama"])
+def test_a_dump_of_every_node_is_what_the_backend_shows(family, tmp_path):
+    checkpoint = open_checkpoint(CHECKPOINTS / family / "gguf/model.gguf")
+    backend, everything = open_backend("llama.cpp", checkpoint, "default"), Everything()
+    tokens = (np.arange(30) * 37 % 320).tolist()
+    backend.evaluate(tokens, [30], everything)
+    np.savez(tmp_path / "dump.npz", **everything.values)
+    dump = open_dump(tmp_path / "dump.npz", checkpoint.config, "llama.cpp", is_phi3=checkpoint.is_phi3)
+    shown = backend.run(tokens, [30], default_taps(checkpoint.config))
+    absent = set() if family == "phi3" else {"q", "k"}  # the node of the same name after them is the rotated one
+    assert {name.rsplit(".", 1)[-1] for name in set(shown) - set(dump.taps)} == absent
+    for name in set(shown) & set(dump.taps):
+        got = dump.taps[name].reshape(shown[name].shape)
+        np.testing.assert_allclose(got, shown[name], rtol=1e-6, atol=0, err_msg=name)
 
 
 def test_a_real_model_in_q4_1():

@@ -113,6 +113,17 @@ def test_a_log_s_repeated_names_are_told_apart_by_operation(tmp_path):
     np.testing.assert_allclose(dump.taps["layers.0.q_rope"], np.concatenate((2 * x, 3 * x[:1])).reshape(3, 32), 1e-8)
 
 
+def test_a_log_s_llama_is_put_into_halves_and_phi3_s_fused_products_are_taken_apart(tmp_path):
+    q, qkv = np.arange(2 * 4 * 16.0).reshape(2, 4, 16), np.arange(2 * 64.0).reshape(2, 64)
+    (tmp_path / "nodes.log").write_text(logged("Qcur-0", "ROPE", q) + logged("wqkv-0", "MUL_MAT", qkv))
+    llama = open_dump(tmp_path / "nodes.log", opened("llama/hf").config)
+    assert llama.taps["layers.0.q_rope"][0, :9].tolist() == [0, 2, 4, 6, 8, 10, 12, 14, 1]
+    phi3 = open_dump(tmp_path / "nodes.log", opened("phi3/hf").config, is_phi3=True)
+    assert set(phi3.taps) == {f"layers.0.{kind}" for kind in ("q_rope", "q", "k", "v")}
+    assert phi3.taps["layers.0.q_rope"][0, :9].tolist() == list(range(9))
+    np.testing.assert_array_equal(phi3.taps["layers.0.k"], qkv[:, 32:48])
+
+
 @pytest.mark.parametrize(
     ("text", "part"),
     [
