@@ -25,7 +25,9 @@ def convert(
     quant: Annotated[
         str | None, typer.Option(help="Encoding for matrices that are floats, e.g. Q8_0, affine4/64, mxfp4, BF16.")
     ] = None,
-    shard_size: Annotated[str, typer.Option(help="Largest safetensors file, e.g. 5GB.")] = "5GB",
+    shard_size: Annotated[
+        str | None, typer.Option(help="Largest safetensors file, 5GB unless said; a GGUF is one file.")
+    ] = None,
     pre: Annotated[str | None, typer.Option(help="llama.cpp's name of the pre-tokenizer, where not found.")] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace an existing checkpoint.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
@@ -47,7 +49,7 @@ def convert(
 
     to = chosen(to, "--to", CONTAINERS)
     encoder = encoder_of(encoder_name(quant, to)) if quant else None
-    shard_bytes = size_from(shard_size)
+    shard_bytes = shard_bytes_from(shard_size, to)
     checkpoint = open_checkpoint(source)
     with transfer_progress() as progress:
         done = write(
@@ -66,6 +68,17 @@ def chosen(value: str, option: str, allowed: Iterable[str]) -> str:
     return value
 
 
+def shard_bytes_from(text: str | None, to: str) -> int:
+    """Bytes of the largest file from --shard-size; CheckpointError where it was given for a GGUF."""
+    if text is not None and to == "gguf":
+        raise CheckpointError(
+            "--shard-size is for safetensors; a GGUF is written as one file",
+            got=text,
+            remedy="leave it out, and split the file with llama.cpp's llama-gguf-split",
+        )
+    return size_from(text or "5GB")
+
+
 def encoder_name(quant: str, to: str) -> str:
     """The encoder that a name means in a container: MXFP4 is ggml's in a GGUF, mx.quantize's in MLX."""
     from assay.loaders.quantise import ENCODERS
@@ -80,7 +93,13 @@ def encoder_name(quant: str, to: str) -> str:
     short = {name.split(" ")[1] if name.startswith(("GGUF ", "MLX ")) else name: name for name in known + floats}
     named = {name.lower(): full for name, full in short.items()}
     if quant.lower() not in named:
-        raise CheckpointError(f"no --quant {quant!r} for {to}", expected=f"one of {', '.join(short)}")
+        remedy = None
+        if to == "gguf" and re.fullmatch(r"(q\d_k(_[sml])?|iq\w+)", quant.lower()):  # gguf-py has no encoder for these
+            remedy = (
+                "convert to GGUF without --quant, or with --quant BF16, then: "
+                f"llama-quantize MODEL.gguf MODEL-{quant.upper()}.gguf {quant.upper()}"
+            )
+        raise CheckpointError(f"no --quant {quant!r} for {to}", expected=f"one of {', '.join(short)}", remedy=remedy)
     return named[quant.lower()]
 
 
@@ -138,7 +157,7 @@ def _print(done: "Conversion") -> None:
     for layout, count in Counter(filter(None, map(_layout, done.changes))).items():
         console.print(f"layout of {count} tensors: {layout}", highlight=False)
     for note in done.notes:
-        console.print(f"note: {note}")
+        console.print(f"note: {note}", highlight=False)
     before, after = (sum(getattr(c, key) for c in done.changes) for key in ("bytes_before", "bytes_after"))
     rounded = sum(change.kept == "rounded" for change in done.changes)
     verdict = f"{rounded} tensors rounded" if rounded else "every value kept"

@@ -18,7 +18,9 @@ def synth(
     quant: Annotated[
         str | None, typer.Option(help="Encoding of the matrices outside experts, e.g. Q4_0, affine4/64, BF16.")
     ] = None,
-    shard_size: Annotated[str, typer.Option(help="Largest safetensors file, e.g. 5GB.")] = "5GB",
+    shard_size: Annotated[
+        str | None, typer.Option(help="Largest safetensors file, 5GB unless said; a GGUF is one file.")
+    ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace an existing checkpoint.")] = False,
 ) -> None:
     """Write a random checkpoint with the true shapes of a released model, to measure speed and memory on.
@@ -27,7 +29,7 @@ def synth(
 
     Example: assay synth gpt-oss-20b --to gguf --out random-20b.gguf
     """
-    from assay.cli.convert import chosen, encoder_name, size_from, transfer_progress
+    from assay.cli.convert import chosen, encoder_name, shard_bytes_from, transfer_progress
     from assay.cli.shared import console
     from assay.loaders.convert import CONTAINERS
     from assay.loaders.registry import find_shape
@@ -36,7 +38,7 @@ def synth(
     shape = find_shape(name)
     to = chosen(to, "--to", CONTAINERS)
     encoder = encoder_name(quant, to) if quant else None
-    shard_bytes = size_from(shard_size)
+    shard_bytes = shard_bytes_from(shard_size, to)
     started = time.perf_counter()
     with transfer_progress() as progress:
         nbytes = write(

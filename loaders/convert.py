@@ -1,7 +1,7 @@
 """A checkpoint written in another container: every value kept, or an error, unless quantising was asked for."""
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from assay.loaders.config import config_from_hf
 from assay.loaders.errors import CheckpointError
 from assay.loaders.gguf_config import config_from_gguf
 from assay.loaders.gguf_file import GgufFile, read_gguf
-from assay.loaders.plan import Choice, plan
+from assay.loaders.plan import FLOATS, Choice, plan
 from assay.loaders.quantise import Encoder
 from assay.loaders.recode import Kept
 from assay.loaders.weight import Weight, Written, fused, weight_of
@@ -25,7 +25,7 @@ from assay.loaders.write_config import (
     said_in_gguf,
     said_in_hf,
 )
-from assay.loaders.write_gguf import gguf_name, write_gguf
+from assay.loaders.write_gguf import gguf_name, is_gguf_vector, write_gguf
 from assay.loaders.write_safetensors import hf_streams, mlx_quantization, mlx_streams, write_set
 from assay.loaders.write_tokenizer import (
     copy_tokenizer,
@@ -118,7 +118,22 @@ def convert(
         notes = _write_directory(source, target, model_type, to, outcome, shard_bytes, written)
     result = open_checkpoint(target)
     changes = tuple(_change(choice, source.tensors[n], result.tensors[n]) for n, choice in chosen.items())
-    return Conversion(target, to, changes, tuple(notes))
+    return Conversion(target, to, changes, (*notes, *_widened(changes, to)))
+
+
+def _widened(changes: Sequence[Change], to: str) -> list[str]:
+    """What grew because the container has no place for its encoding, and how to have it smaller."""
+    matrices = [change for change in changes if not is_gguf_vector(change.name)]
+    grown = [c for c in matrices if c.after in FLOATS and c.before not in FLOATS and c.bytes_after > c.bytes_before]
+    if not grown:
+        return []
+    before, after = (sum(getattr(change, key) for change in grown) for key in ("bytes_before", "bytes_after"))
+    names = ", ".join(sorted({change.before for change in grown}))
+    smaller = {"gguf": "Q8_0", "mlx": "affine8/64"}.get(to, "BF16")
+    return [
+        f"{to} has no place for the values of {names}: {len(grown)} matrices became floats, so that none changes, and "
+        f"grew from {before / 1e6:,.1f} MB to {after / 1e6:,.1f} MB; --quant {smaller} keeps them small, rounded anew"
+    ]
 
 
 def _check_apart(source: Path, target: Path) -> None:

@@ -41,6 +41,17 @@ def test_convert_in_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     assert 15 < embedding["sqnr_db"] < 30
 
 
+def test_convert_says_aloud_what_had_to_grow(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A GGUF has no groups of 64 with a bias: exact only as float32, unless rounding is asked for."""
+    source = CHECKPOINTS / "gpt_oss" / "mlx-q8"
+    assert run("convert", source, tmp_path / "a.gguf", "--to", "gguf") == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "note: gguf has no place for the values of affine8/64:" in shown
+    assert "--quant Q8_0 keeps them small" in shown
+    assert run("convert", source, tmp_path / "b.gguf", "--to", "gguf", "--quant", "Q8_0", "--json") == 0
+    assert json.loads(capsys.readouterr().out)["notes"] == []
+
+
 def test_convert_over_an_existing_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     command = ("convert", CHECKPOINTS / "llama" / "hf", tmp_path / "a.gguf", "--to", "gguf")
     assert run(*command) == 0
@@ -56,6 +67,10 @@ def test_convert_over_an_existing_file(tmp_path: Path, capsys: pytest.CaptureFix
         (("--to", "gguf", "--quant", "Q9_9"), "no --quant 'Q9_9' for gguf"),
         (("--to", "safetensors", "--quant", "Q8_0"), "no --quant 'Q8_0' for safetensors"),
         (("--to", "mlx", "--shard-size", "big"), "'big' is no size"),
+        (("--to", "gguf", "--shard-size", "1GB"), "split the file with llama.cpp's llama-gguf-split"),
+        (("--to", "gguf", "--quant", "q4_k"), "then: llama-quantize MODEL.gguf MODEL-Q4_K.gguf Q4_K"),
+        (("--to", "gguf", "--quant", "Q5_K_M"), "then: llama-quantize MODEL.gguf MODEL-Q5_K_M.gguf Q5_K_M"),
+        (("--to", "gguf", "--quant", "iq4_nl"), "no --quant 'iq4_nl' for gguf"),
     ],
 )
 def test_convert_refuses(
