@@ -4,7 +4,7 @@ Arrays carry a batch axis B of sequences of equal length. MLX is lazy: a pass bu
 result is asked for. A tap asks for a result early and changes nothing of what is computed.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TypeAlias
 
 import mlx.core as mx
@@ -51,28 +51,32 @@ class MetalModel:
 
         `tap` is shown every tensor of the tap table except attn_scores and attn_weights, which MLX's
         attention does not hand out. A pass that raises leaves the cache as it was. Raises ValueError for tokens
-        that are no row of ids within the vocabulary, and for a cache made for another model.
+        that are no row of ids within the vocabulary or do not fit the context, and for another model's cache.
         """
-        token_BT = checked_tokens(self.config, tokens)[None]
-        return self._logits(token_BT, self._own(cache), _showing(tap))[0]
+        cache = self._own(cache)
+        return self._logits(self._rows([tokens], cache), cache, _showing(tap))[0]
 
     def forward_batch(self, tokens: np.ndarray, *, cache: MetalCache | None = None) -> np.ndarray:
         """Logits, float32 [B,T,V], of B sequences of T tokens each; otherwise as `forward`."""
-        token_BT = np.stack([checked_tokens(self.config, row) for row in np.asarray(tokens)])
-        return self._logits(token_BT, self._own(cache), _nothing)
+        cache = self._own(cache)
+        return self._logits(self._rows(tokens, cache), cache, _nothing)
 
     def greedy(self, tokens: np.ndarray, *, cache: MetalCache | None = None) -> Iterator[int]:
         """Yield the most likely token, again and again; the device works on the next one while this one is used.
 
         So the cache is always one token ahead of what was yielded.
         """
-        token_BT = checked_tokens(self.config, tokens)[None]
-        return (int(token_B[0]) for token_B in self._greedy(token_BT, self._own(cache)))
+        cache = self._own(cache)
+        return (int(token_B[0]) for token_B in self._greedy(self._rows([tokens], cache), cache))
 
     def greedy_batch(self, tokens: np.ndarray, *, cache: MetalCache | None = None) -> Iterator[np.ndarray]:
         """Yield the most likely tokens [B] of B sequences of T tokens each; otherwise as `greedy`."""
-        token_BT = np.stack([checked_tokens(self.config, row) for row in np.asarray(tokens)])
-        return self._greedy(token_BT, self._own(cache))
+        cache = self._own(cache)
+        return self._greedy(self._rows(tokens, cache), cache)
+
+    def _rows(self, tokens: Iterable[np.ndarray], cache: MetalCache) -> np.ndarray:
+        """Sequences of equal length, checked: [B,T]."""
+        return np.stack([checked_tokens(self.config, row, cache.length) for row in tokens])
 
     def _greedy(self, token_BT: np.ndarray, cache: MetalCache) -> Iterator[np.ndarray]:
         prompt_BT = mx.array(token_BT)

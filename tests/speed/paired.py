@@ -25,7 +25,7 @@ from assay.loaders import Checkpoint, open_checkpoint
 from tests.speed.limits import measure
 from tests.speed.report import Findings, Work, print_findings
 
-PAST = 64  # tokens before those that are decoded; a batch's sequences have 64, 65, ...
+PAST = 64  # tokens before those that are decoded one by one
 EXACT = {"cpu": "cpu:exact", "metal": "metal:float32"}  # the mode that the logits of all are compared with
 TOGETHER = 0.2  # of the free memory: files up to this are given to all engines at once
 
@@ -96,7 +96,7 @@ def run(baseline: str, ours: Sequence[str], arguments: argparse.Namespace) -> No
     found = Findings(path.name, nbytes / 1e9, machine(), threads)
     if arguments.check:
         found.checks = {engine: checked(checkpoint, engine, arguments.check) for engine in engines}
-    longest = max([PAST + max(arguments.decode, arguments.batch + arguments.steps), *arguments.prompt]) + 8
+    longest = max([PAST + max(arguments.decode, arguments.steps), *arguments.prompt]) + 8
     settings = path, threads, longest, max(arguments.batch, 1), checkpoint.config.vocab_size
     with tempfile.TemporaryDirectory() as folder:
         turns = Turns(engines, settings, list(pieces(arguments)), arguments.repeats, files, found)
@@ -177,7 +177,7 @@ def pieces(arguments: argparse.Namespace) -> Iterator[Work]:
         )
     if arguments.batch:
         B, N = arguments.batch, arguments.steps
-        yield Work(f"decode {N}, batch of {B}", {"do": "batch", "past": PAST, "B": B, "N": N}, B * N)
+        yield Work(f"decode {N}, batch of {B}", {"do": "batch", "B": B, "N": N}, B * N)
 
 
 def read_through(files: Sequence[Path]) -> None:

@@ -235,6 +235,17 @@ def test_bad_tokens(tokens, message):
         CpuModel(config, random_model(config, seed=9)).forward(np.array(tokens))
 
 
+def test_more_tokens_than_the_context_holds():
+    config = replace(llama_config(), max_position_embeddings=20)
+    model = CpuModel(config, random_model(config, seed=9))
+    cache = model.new_cache()
+    model.forward(np.arange(19), cache=cache)
+    model.forward(np.array([3]), cache=cache)
+    with pytest.raises(ValueError, match="21 tokens in all: the model's context holds 20"):
+        model.forward(np.array([3]), cache=cache)
+    assert cache.length == 20
+
+
 def test_cache_of_another_model():
     config = llama_config()
     other = CpuModel(gpt_oss_config(), random_model(gpt_oss_config(), seed=9)).new_cache()

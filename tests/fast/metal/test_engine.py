@@ -175,6 +175,10 @@ def test_bad_input():
         model.greedy(np.array([-1]))
     with pytest.raises(ValueError, match="token id 101 at position 1"):
         model.greedy_batch(np.array([[3, 4], [5, 101]]))
+    cache = model.new_cache()
+    model.forward(np.arange(3), cache=cache)
+    with pytest.raises(ValueError, match="513 tokens in all: the model's context holds 512"):
+        model.forward(np.ones(510, int), cache=cache)
     with pytest.raises(ValueError, match="another configuration"):
         model.forward(np.array([1]), cache=model_of(gpt_oss_config())[0].new_cache())
     assert_refuses_bad_weights(MetalModel, config, tensors)
