@@ -1,14 +1,15 @@
 """The CPU path's mode q8: inputs of products with quantised weights rounded to int8, all else in float32."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 
-from assay.fast.quantised import quantises_inputs
+from assay.fast.quantised import BLOCK, input_block
 from assay.golden.emulation import Emulation
 from assay.reference.config import Config
 from assay.reference.model import Model
-from assay.reference.precision import round_q8
+from assay.reference.precision import round_q8, round_q8_K
 
 
 class _RoundsItsInput:
@@ -16,24 +17,25 @@ class _RoundsItsInput:
 
     __array_ufunc__ = None  # NumPy then leaves the product to __rmatmul__
 
-    def __init__(self, weight: np.ndarray) -> None:
-        self._weight = weight
+    def __init__(self, weight: np.ndarray, rounding: Callable[[np.ndarray], np.ndarray]) -> None:
+        self._weight, self._rounding = weight, rounding
 
     @property
     def T(self) -> "_RoundsItsInput":
         return self
 
     def __rmatmul__(self, x: np.ndarray) -> np.ndarray:
-        return round_q8(x) @ self._weight.T
+        return self._rounding(x) @ self._weight.T
 
 
 @dataclass(frozen=True)
 class _QuantisedInputs(Model[Config]):
     def weight(self, name: str, part: int | range | None = None) -> np.ndarray:
         array = super().weight(name, part)
-        if not quantises_inputs(self.tensors[name]):
+        block = input_block(self.tensors[name])
+        if not block:
             return array
-        return _RoundsItsInput(array)  # type: ignore[return-value]  # a product's right side, which is all it is used for
+        return _RoundsItsInput(array, round_q8 if block == BLOCK else round_q8_K)  # type: ignore[return-value]  # a product's right side, which is all it is used for
 
 
 class Q8(Emulation):

@@ -15,6 +15,9 @@ from assay.fast.cpu.rows import (
     MXFP4_SPLIT,
     Q4_0,
     Q4_1,
+    Q4_K,
+    Q5_K,
+    Q6_K,
     Q8_0,
     Rows,
 )
@@ -127,6 +130,50 @@ def decode_q4_1(codes, out):
 
 
 @kernel
+def six_bit_pair(block, s):
+    """Scale and minimum number s of eight, from the 12 bytes after d and dmin; twin of `kquants.six_bit_pairs`."""
+    if s < 4:
+        return np.float32(block[4 + s] & 63), np.float32(block[8 + s] & 63)
+    last = block[8 + s]
+    return np.float32(last & 15 | block[s] >> 6 << 4), np.float32(last >> 4 | block[4 + s] >> 6 << 4)
+
+
+@kernel
+def decode_q4_k_or_q5_k(codes, fifth, out):
+    """Twin of `kquants.Q4_K`, and with a `fifth` bit to each code of `kquants.Q5_K`: d s q - dmin m."""
+    n = len(out) // 256
+    blocks, y, first = codes.reshape(n, len(codes) // n), out.reshape(n, 256), 48 if fifth else 16
+    for b in range(n):
+        block = blocks[b]
+        d, dmin = half_at(block, 0), half_at(block, 2)
+        for s in range(8):
+            scale, minimum = six_bit_pair(block, s)
+            scale, minimum = d * scale, dmin * minimum
+            for i in range(32):
+                code = block[first + 32 * (s // 2) + i] >> 4 * (s % 2) & 15
+                if fifth:
+                    code |= (block[16 + i] >> s & 1) << 4
+                y[b, 32 * s + i] = scale * np.float32(code) - minimum
+
+
+@kernel
+def decode_q6_k(codes, out):
+    """Twin of `kquants.Q6_K`: d s (q - 32), 16 elements to a scale."""
+    n = len(out) // 256
+    blocks, y = codes.reshape(n, 210), out.reshape(n, 256)
+    scales = blocks.view(np.int8)
+    for b in range(n):
+        block, d = blocks[b], half_at(blocks[b], 208)
+        for run in range(8):  # of 32 elements, four to each half of the block
+            half, bits = run // 4, run % 4
+            for i in range(32):
+                low = block[64 * half + 32 * (bits % 2) + i] >> 4 * (bits // 2) & 15
+                high = block[128 + 32 * half + i] >> 2 * bits & 3
+                scale = d * np.float32(scales[b, 192 + 2 * run + i // 16])
+                y[b, 32 * run + i] = scale * (np.float32(low | high << 4) - np.float32(32))
+
+
+@kernel
 def decode_mxfp4_split(codes, out):
     """Twin of `ggml.MXFP4_BLOCKS`: the scale's byte, then low nibbles first, then the high ones."""
     n = len(out) // 32
@@ -218,6 +265,10 @@ def decode_row(rows, r, out):
         decode_q4_0(codes, out)
     elif rows.kind == Q4_1:
         decode_q4_1(codes, out)
+    elif rows.kind in (Q4_K, Q5_K):
+        decode_q4_k_or_q5_k(codes, rows.kind == Q5_K, out)
+    elif rows.kind == Q6_K:
+        decode_q6_k(codes, out)
     elif rows.kind == MXFP4_SPLIT:
         decode_mxfp4_split(codes, out)
     elif rows.kind == MXFP4_ADJACENT:

@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import numba
-from numba import prange
+from numba import get_num_threads, prange
 
 from assay.fast.cpu.simd import CHECKED, LANE
 
-__all__ = ["dot_kernel", "inlined", "kernel", "parallel_kernel", "prange", "threads"]
+__all__ = ["dot_kernel", "get_num_threads", "inlined", "kernel", "parallel_kernel", "prange", "threads"]
 
 DOT_FAST_MATH = {"reassoc", "contract"}
 

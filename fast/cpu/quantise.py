@@ -1,50 +1,94 @@
-"""Inputs of a quantised product: int8 in blocks of 32, rounded as ggml's CPU path rounds activations (Q8_0, Q8_1).
+"""Inputs of a quantised product in panels of up to 12 columns, rounded to int8 as ggml's CPU path rounds them.
 
-The scale is max|x| / 127 in float16, the integers are x 127 / max|x| to nearest even. The twin, which says it in
-three lines, is `reference.precision.round_q8`. A block that holds NaN or infinity has the scale NaN.
+Blocks of 32 (Q8_0, Q8_1): the scale is max|x| / 127 in float16, the integers are x 127 / max|x| to nearest even.
+For K-quants blocks of 256 (Q8_K): the scale 1 / f in float32, the integers x f for f = -127 over the first element
+of largest magnitude. The twins are in `reference.precision`. A block that holds NaN or infinity has the scale NaN.
 """
 
+import itertools
 from typing import NamedTuple
 
 import numpy as np
 
+from assay.fast.cpu import rounders
 from assay.fast.cpu.decode import float_of_bits
+from assay.fast.cpu.groups import Groups
 from assay.fast.cpu.jit import kernel, parallel_kernel, prange
-from assay.fast.cpu.rows import AFFINE4, AFFINE8, MXFP4_ADJACENT, MXFP4_SPLIT, Q4_0, Q4_1, Q8_0
+from assay.fast.cpu.layouts import ADJACENT, LAYOUTS, OFFSET, SUPERBLOCKS, UNIT
+from assay.fast.cpu.rows import MXFP4_SPLIT, Q4_1, Q6_K, Q8_0
 
 BLOCK = 32
-GROUP = 4  # blocks that a row's product takes at a time
-SPARE = 3  # columns after the last that a product of four may read and drop
-PANEL = 12  # columns that a product of many takes at a time
+SUPERBLOCK = 256
+PANEL = 12  # columns at most
+ROW_BY_ROW = (MXFP4_SPLIT, Q8_0, Q4_1)  # whose rows meet each of up to
+FEW = 4  # columns alone
+STRIP = 8  # blocks of 32 that are rounded at a time: a superblock
+MANY = 1 << 16  # inputs from which on several threads share the rounding
 
 MAGNITUDE = np.int32(0x7FFFFFFF)
+NO_ROWS = np.zeros(64, np.int64)
 INFINITE = np.int32(0x7F800000)
-ROUNDER = np.float32(1.5 * 2**23)  # added, it rounds to an integer, nearest even, in the lowest bits
-
-# what is added to a code to make it unsigned; whether elements 2j and 2j + 1 share a byte; what a code counts
-CODE_OFFSET = {MXFP4_SPLIT: 12, MXFP4_ADJACENT: 12, Q8_0: 128, Q4_0: 8, Q4_1: 0, AFFINE4: 0, AFFINE8: 0}
-ADJACENT = (MXFP4_ADJACENT, AFFINE4)
-UNIT = {MXFP4_SPLIT: 0.5, MXFP4_ADJACENT: 0.5}
 
 
-class Inputs(NamedTuple):
-    """P columns of quantised inputs, in groups of four blocks, the last one filled up with zeros.
+KINDS = np.arange(max(LAYOUTS) + 1)
+SUPER, APART = np.isin(KINDS, SUPERBLOCKS), np.isin(KINDS, ADJACENT)
+GRAINS = np.where(KINDS == Q6_K, 2, 1)  # scales to a block of 32 weights
+OFFSETS = np.array([OFFSET.get(kind, 0) for kind in KINDS], np.int32)
+UNITS = np.array([UNIT.get(kind, 1.0) for kind in KINDS], np.float32)
 
-    A group's 128 integers: of each block first the 16 that meet a row's low nibbles, then those that meet the
-    high ones. `scale`, `correction` (for the codes' offset) and `sums` (of the rounded inputs) are by block.
+
+class Panels(NamedTuple):
+    """Columns of rounded inputs side by side: panel k has the columns from column[k] to column[k + 1], in C places,
+
+    where C is 1, 2, 4, 8 or 12, and the last stands for those that are missing. From place at[k] on there are, for
+    each block of 32, C values of `scale`, `correction` (for the codes' offset) and `sums` (of the rounded inputs);
+    and from 32 at[k] on, for each of its 8 words, four int8 of each of the C columns. Rows with a scale to 16 weights
+    have such values for each half block, from place 2 at[k] on. For the others a column alone lies in groups of
+    four blocks, filled up with zeros: the first 16 inputs of each block, then the last 16.
+    `first_panel` of each group of products, and the number of panels.
     """
 
-    codes: np.ndarray  # uint8 that are int8 [.]
+    codes: np.ndarray  # uint8 that are int8
     scale: np.ndarray  # float32
     correction: np.ndarray  # int32
     sums: np.ndarray  # float32
-    groups: int
+    column: np.ndarray  # int64
+    at: np.ndarray  # int64
+    first_panel: np.ndarray  # int64
 
 
-def empty_inputs(blocks: int, groups: int) -> Inputs:
-    """Room for so many blocks in all."""
-    floats = np.empty((2, blocks), np.float32)
-    return Inputs(np.empty(32 * blocks, np.uint8), floats[0], np.empty(blocks, np.int32), floats[1], groups)
+def empty_panels(start: np.ndarray, blocks: int, kind: int) -> Panels:
+    """Room for the columns of groups that begin and end at `start`, of so many blocks of 32, for rows of a kind."""
+    column, at, first_panel, room = [], [], [], 0
+    for begin, end in itertools.pairwise(start.tolist()):
+        first_panel.append(len(column))
+        size = 1 if kind in ROW_BY_ROW and end - begin <= FEW else PANEL
+        for first in range(begin, end, size):
+            column.append(first)
+            at.append(room)
+            room += -(-blocks * width(min(size, end - first)) // 4) * 4
+    n = len(column)
+    places = np.array([*column, start[-1], *at, *first_panel, n], np.int64)
+    return _room(room, int(GRAINS[kind]), places[: n + 1], places[n + 1 : 2 * n + 1], places[2 * n + 1 :])
+
+
+def empty_columns(P: int, size: int) -> Panels:
+    """Room for P columns alone of up to so many inputs, for rows of any kind."""
+    slots = -(-size // (4 * BLOCK)) * 4
+    return _room(P * slots, 2, np.arange(P + 1), slots * np.arange(P), np.array([0, P]))
+
+
+def _room(blocks: int, grains: int, *places: np.ndarray) -> Panels:
+    values = np.empty((3, blocks * grains), np.float32)
+    return Panels(np.empty(BLOCK * blocks, np.uint8), values[0], values[1].view(np.int32), values[2], *places)
+
+
+def width(n: int) -> int:
+    """Columns of the panel that holds n."""
+    return 12 if n > 8 else 8 if n > 4 else 4 if n > 2 else n
+
+
+panel_width = kernel(width)
 
 
 @kernel
@@ -58,70 +102,111 @@ def round_to_half(x):
 
 
 @kernel
-def quantise_block(x, adjacent, codes, high):
-    """32 inputs to codes[0..16) and codes[high..high + 16); the scale, and the integers' sum."""
-    bits = x.view(np.int32)
-    largest = np.int32(0)
-    for i in range(BLOCK):
-        largest = max(largest, bits[i] & MAGNITUDE)
+def block_factor(x, place):
+    """What 32 inputs are multiplied by, and the scale that takes it back."""
+    largest = rounders.largest_32(x, place)
     if largest >= INFINITE:
-        for j in range(16):
-            codes[j] = codes[high + j] = 0
-        return np.float32(np.nan), np.int32(0)
+        return np.float32(0), np.float32(np.nan)
     top = float_of_bits(np.uint32(largest))
     factor = np.float32(127) / top if largest > 0 else np.float32(0)
-    integers = np.empty(BLOCK, np.int32)
-    total = np.int32(0)
-    for i in range(BLOCK):
-        integers[i] = np.int32(np.float32(x[i] * factor + ROUNDER).view(np.int32) - np.int32(0x4B400000))
-        total += integers[i]
-    if adjacent:
-        for j in range(16):
-            codes[j], codes[high + j] = integers[2 * j], integers[2 * j + 1]
-    else:
-        for j in range(16):
-            codes[j], codes[high + j] = integers[j], integers[16 + j]
-    return round_to_half(top / np.float32(127)), total
+    return factor, round_to_half(top / np.float32(127))
 
 
 @kernel
-def quantise_column(x, column, adjacent, offset, unit, inputs):
-    """One input vector to column `column`."""
-    first = column * inputs.groups
-    for b in range(inputs.groups * GROUP):
-        at, place = first * GROUP + b, first * 128 + b // GROUP * 128 + b % GROUP * 16
-        scale, total = np.float32(0), np.int32(0)
-        if b * BLOCK < len(x):
-            scale, total = quantise_block(
-                x[b * BLOCK : (b + 1) * BLOCK], adjacent, inputs.codes[place : place + 80], 64
-            )
+def superblock_factor(x, place):
+    """The same of 256 inputs."""
+    largest = np.int32(0)
+    for i in range(place, place + SUPERBLOCK, BLOCK):
+        largest = max(largest, rounders.largest_32(x, i))
+    if largest >= INFINITE:
+        return np.float32(0), np.float32(np.nan)
+    i = place
+    bits = x.view(np.int32)
+    while bits[i] & MAGNITUDE != largest:
+        i += 1
+    factor = np.float32(-127) / x[i]
+    if np.isinf(factor):
+        return np.float32(0), np.float32(0)
+    return factor, np.float32(1) / factor
+
+
+@kernel
+def round_blocks(x, place, kind, begin, end, C, c, at, panels):
+    """Blocks begin .. end of 32, not beyond a superblock, of the inputs from `place` on: column c of C."""
+    factor = scale = np.float32(0)
+    if SUPER[kind]:
+        factor, scale = superblock_factor(x, place + begin * BLOCK)
+    for b in range(begin, end):
+        if not SUPER[kind]:
+            factor, scale = block_factor(x, place + b * BLOCK)
+        to = BLOCK * (at + b * C) + 4 * c
+        second = to + 16 * C
+        if C == 1 and GRAINS[kind] == 1:
+            to = BLOCK * (at + b // 4 * 4) + 16 * (b % 4)
+            second = to + 64
+        low, high = rounders.round_32(x, place + b * BLOCK, factor, APART[kind], panels.codes, to, 4 * C, second)
+        if GRAINS[kind] == 2:
+            set_block(2 * (at + b * C) + c, kind, scale, low, panels)
+            set_block(2 * (at + b * C) + C + c, kind, scale, high, panels)
         else:
-            inputs.codes[place : place + 16] = 0
-            inputs.codes[place + 64 : place + 80] = 0
-        inputs.scale[at] = scale * unit
-        inputs.correction[at] = -offset * total
-        inputs.sums[at] = scale * np.float32(total)
+            set_block(at + b * C + c, kind, scale, low + high, panels)
 
 
 @kernel
-def _quantise(x, x_row, adjacent, offset, unit, inputs):
-    for p in range(len(x_row)):
-        quantise_column(x[x_row[p]], p, adjacent, offset, unit, inputs)
+def set_block(i, kind, scale, total, panels):
+    """The block's scale, correction and sum."""
+    panels.scale[i] = scale * UNITS[kind]
+    panels.correction[i] = -OFFSETS[kind] * total
+    panels.sums[i] = scale * np.float32(total)
+
+
+@kernel
+def fill_group(at, blocks, panels):
+    """Zeros for the blocks that a column alone lacks to fours."""
+    for b in range(blocks, (blocks + 3) // 4 * 4):
+        panels.scale[at + b] = panels.sums[at + b] = 0
+        panels.correction[at + b] = 0
+        place = BLOCK * (at + b // 4 * 4) + 16 * (b % 4)
+        for i in range(16):
+            panels.codes[place + i] = panels.codes[place + 64 + i] = 0
+
+
+@kernel
+def round_strip(x, x_row, columns, kind, k, begin, panels):
+    """A strip of blocks of all columns of panel k."""
+    blocks, n = columns // BLOCK, panels.column[k + 1] - panels.column[k]
+    end, C, at = min(begin + STRIP, blocks), panel_width(n), panels.at[k]
+    for c in range(C):
+        place = x_row[panels.column[k] + min(c, n - 1)] * columns
+        round_blocks(x, place, kind, begin, end, C, c, at, panels)
+    if C == 1 and end == blocks and GRAINS[kind] == 1:
+        fill_group(at, blocks, panels)
+
+
+@kernel
+def quantise_column(x, kind, k, panels):
+    """One input vector, as rows of a kind take it, to column k of `empty_columns`."""
+    for begin in range(0, len(x) // BLOCK, STRIP):
+        round_strip(x, NO_ROWS, len(x), kind, k, begin, panels)
+
+
+@kernel
+def _round_all(x, x_row, columns, kind, panels):
+    for k in range(len(panels.at)):
+        for begin in range(0, columns // BLOCK, STRIP):
+            round_strip(x, x_row, columns, kind, k, begin, panels)
 
 
 @parallel_kernel
-def _quantise_many(x, x_row, adjacent, offset, unit, inputs):
-    for p in prange(len(x_row)):
-        quantise_column(x[x_row[p]], np.int64(p), adjacent, offset, unit, inputs)
+def _round_all_many(x, x_row, columns, kind, panels):
+    strips, K = (columns // BLOCK + STRIP - 1) // STRIP, len(panels.at)
+    for job in prange(strips * K):
+        round_strip(x, x_row, columns, kind, np.int64(job) % K, np.int64(job) // K * STRIP, panels)
 
 
-def quantise(x: np.ndarray, x_row: np.ndarray, kind: int) -> Inputs:
-    """Rows x_row of x, float32 [.,I], as the columns that rows of this kind multiply."""
-    P, groups = len(x_row), -(-x.shape[1] // (BLOCK * GROUP))
-    n = (P + SPARE) * groups * GROUP
-    inputs = empty_inputs(n, groups)
-    for part in inputs[:4]:
-        part[P * part.size // (P + SPARE) :] = 0
-    run = _quantise if P < 8 else _quantise_many
-    run(x, x_row, kind in ADJACENT, np.int32(CODE_OFFSET[kind]), np.float32(UNIT.get(kind, 1.0)), inputs)
-    return inputs
+def quantise(x: np.ndarray, groups: Groups, kind: int) -> Panels:
+    """Inputs x, float32 [.,I], as the groups' products with rows of this kind take them."""
+    panels = empty_panels(groups.start, x.shape[1] // BLOCK, kind)
+    run = _round_all if len(groups.x_row) * x.shape[1] < MANY else _round_all_many
+    run(np.ascontiguousarray(x).reshape(-1), groups.x_row, x.shape[1], kind, panels)
+    return panels

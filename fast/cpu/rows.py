@@ -14,7 +14,7 @@ import numpy as np
 from assay.loaders.errors import CheckpointError
 from assay.reference.weights import Tensor
 
-F32, F16, BF16, Q8_0, Q4_0, Q4_1, MXFP4_SPLIT, MXFP4_ADJACENT, AFFINE4, AFFINE8 = range(10)
+F32, F16, BF16, Q8_0, Q4_0, Q4_1, MXFP4_SPLIT, MXFP4_ADJACENT, AFFINE4, AFFINE8, Q4_K, Q5_K, Q6_K = range(13)
 
 # by the encoding's name and the parts it has: two layouts of MXFP4 share the name
 KINDS = {
@@ -24,6 +24,9 @@ KINDS = {
     ("Q8_0", ("blocks",)): Q8_0,
     ("Q4_0", ("blocks",)): Q4_0,
     ("Q4_1", ("blocks",)): Q4_1,
+    ("Q4_K", ("blocks",)): Q4_K,
+    ("Q5_K", ("blocks",)): Q5_K,
+    ("Q6_K", ("blocks",)): Q6_K,
     ("MXFP4", ("blocks",)): MXFP4_SPLIT,
     ("MXFP4", ("blocks", "scales")): MXFP4_ADJACENT,
     ("affine4", ("biases", "scales", "weight")): AFFINE4,
@@ -41,6 +44,9 @@ BLOCK = {
     MXFP4_ADJACENT: (16, 32),
     AFFINE4: (1, 2),
     AFFINE8: (1, 1),
+    Q4_K: (144, 256),
+    Q5_K: (176, 256),
+    Q6_K: (210, 256),
 }
 
 

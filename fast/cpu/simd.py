@@ -179,18 +179,23 @@ def _power_of_two(builder: Any, v: Any) -> Any:
     subnormal = builder.icmp_signed("==", v, _splat(v.type, 0))
     nan = builder.icmp_signed("==", v, _splat(v.type, 255))
     bits = builder.select(subnormal, _splat(v.type, 0x00400000), bits)
-    return builder.bitcast(builder.select(nan, _splat(v.type, 0x7FC00000), bits), FLOATS4.llvm)
+    bits = builder.select(nan, _splat(v.type, 0x7FC00000), bits)
+    return builder.bitcast(bits, ir.VectorType(F32, v.type.count))
 
 
 def _half(builder: Any, v: Any) -> Any:
+    if LANE != "portable":
+        halves = builder.bitcast(
+            builder.trunc(v, ir.VectorType(I16, v.type.count)), ir.VectorType(ir.HalfType(), v.type.count)
+        )
+        return builder.fpext(halves, ir.VectorType(F32, v.type.count))
+    floats = ir.VectorType(F32, v.type.count)
     sign = builder.shl(builder.and_(v, _splat(v.type, 0x8000)), _splat(v.type, 16))
     magnitude = builder.shl(builder.and_(v, _splat(v.type, 0x7FFF)), _splat(v.type, 13))
-    number = builder.fmul(builder.bitcast(magnitude, FLOATS4.llvm), _splat(FLOATS4.llvm, HALF_CODE_BIAS))
+    number = builder.fmul(builder.bitcast(magnitude, floats), _splat(floats, HALF_CODE_BIAS))
     special = builder.icmp_signed(">=", magnitude, _splat(v.type, 0x0F800000))  # infinity and NaN
-    bits = builder.select(
-        special, builder.or_(magnitude, _splat(v.type, 0x7F800000)), builder.bitcast(number, INTS4.llvm)
-    )
-    return builder.bitcast(builder.or_(bits, sign), FLOATS4.llvm)
+    bits = builder.select(special, builder.or_(magnitude, _splat(v.type, 0x7F800000)), builder.bitcast(number, v.type))
+    return builder.bitcast(builder.or_(bits, sign), floats)
 
 
 powers_of_two4 = _unary(INTS4, FLOATS4, _power_of_two)  # 2^(code - 127), NaN for 255
@@ -258,183 +263,28 @@ def multiply_add(typing_context, a, b, c):
     return FLOATS(FLOATS, FLOATS, FLOATS), lambda context, builder, signature, args: _multiply_add(builder, *args)
 
 
-@intrinsic
-def transpose_16x4(typing_context, a, b, c, d):
+def _transpose(builder: Any, vectors: Sequence[Any]) -> list[Any]:
     """Four vectors, each four rows of four 32-bit words, to four vectors: a word of all 16 rows each."""
-
-    def emit(context, builder, signature, args):
-        a, b, c, d = (builder.bitcast(v, INTS.llvm) for v in args)
-        pairs = []  # words 0 and 1, then 2 and 3, of eight rows
-        for x, y in ((a, b), (c, d)):
-            for word in (0, 2):
-                rows = range(word, 32, 4)
-                pairs.append(_shuffle(builder, x, y, [*rows, *(place + 1 for place in rows)]))
-        words = []
-        for half in (0, 1):
-            for word in (0, 1):
-                places = range(8 * word, 8 * word + 8)
-                words.append(_shuffle(builder, pairs[half], pairs[2 + half], [*places, *(p + 16 for p in places)]))
-        result = [builder.bitcast(v, BYTES.llvm) for v in words]
-        return context.make_tuple(builder, signature.return_type, result)
-
-    return types.UniTuple(BYTES, 4)(*[BYTES] * 4), emit
-
-
-@intrinsic(prefer_literal=True)
-def zeros(typing_context, count):
-    """A tuple of `count` float vectors of zeros, count a literal."""
-
-    def emit(context, builder, signature, args):
-        zero = ir.Constant(FLOATS.llvm, None)
-        return context.make_tuple(builder, signature.return_type, [zero] * signature.return_type.count)
-
-    return types.UniTuple(FLOATS, count.literal_value)(count), emit
+    a, b, c, d = (builder.bitcast(v, INTS.llvm) for v in vectors)
+    pairs = []  # words 0 and 1, then 2 and 3, of eight rows
+    for x, y in ((a, b), (c, d)):
+        for word in (0, 2):
+            rows = range(word, 32, 4)
+            pairs.append(_shuffle(builder, x, y, [*rows, *(place + 1 for place in rows)]))
+    words = []
+    for half in (0, 1):
+        for word in (0, 1):
+            places = range(8 * word, 8 * word + 8)
+            words.append(_shuffle(builder, pairs[half], pairs[2 + half], [*places, *(p + 16 for p in places)]))
+    return words
 
 
 @intrinsic
-def store_tuple(typing_context, array, vectors):
-    """A tuple of float vectors, one after the other from the array's beginning."""
-
-    def emit(context, builder, signature, args):
-        for c in range(signature.args[1].count):
-            vector = builder.extract_value(args[1], c)
-            place = ir.Constant(ir.IntType(64), 16 * c)
-            builder.store(vector, _pointer(context, builder, signature.args[0], args[0], place, vector.type), align=1)
-        return context.get_dummy_value()
-
-    return types.none(array, vectors), emit
-
-
-@intrinsic
-def store_sums(typing_context, array, vectors):
-    """The sums of the vectors of a tuple (see `sum_floats`), one after the other from the array's beginning."""
-
-    def emit(context, builder, signature, args):
-        for c in range(signature.args[1].count):
-            total = _sum(builder, builder.extract_value(args[1], c))
-            place = ir.Constant(ir.IntType(64), c)
-            builder.store(total, _pointer(context, builder, signature.args[0], args[0], place, F32), align=1)
-        return context.get_dummy_value()
-
-    return types.none(array, vectors), emit
-
-
-def _offset(builder: Any, place: Any, step: int) -> Any:
-    return builder.add(place, ir.Constant(place.type, step))
-
-
-@intrinsic
-def add_group(typing_context, totals, low, high, scales, inputs, scale, correction, group, stride):
-    """128 encoded weights of a row times as many inputs in each of len(totals) columns.
-
-    `low` and `high` are unsigned codes: 16 of each of four blocks; `scales` the blocks' four scales. Column c's
-    128 int8 `inputs` start at 128 (group + c stride), its four input scales and integer corrections at
-    4 (group + c stride). Answers totals[c] + scales * scale * (dot product + correction), in four lanes a block.
-    """
-
-    def emit(context, builder, signature, args):
-        _, low, high, scales, inputs, scale, correction, group, stride = args
-        types_ = signature.args
-
-        def load(index, array, place, vector):
-            return _load(context, builder, types_[index], array, place, vector)
-
-        results = []
-        for c in range(types_[0].count):
-            at = builder.add(group, builder.mul(stride, ir.Constant(stride.type, c)))
-            at4, at128 = (builder.mul(at, ir.Constant(at.type, n)) for n in (4, 128))
-            start = load(6, correction, at4, INTS4.llvm)
-            zero = ir.Constant(INTS4.llvm, None)
-            total = _shuffle(builder, start, zero, [i // 4 if i % 4 == 0 else 4 for i in range(16)])
-            total = _dot_bytes(builder, total, low, load(4, inputs, at128, BYTES.llvm))
-            total = _dot_bytes(builder, total, high, load(4, inputs, _offset(builder, at128, 64), BYTES.llvm))
-            factor = builder.fmul(scales, load(5, scale, at4, FLOATS4.llvm))
-            factor = _shuffle(builder, factor, factor, [i // 4 for i in range(16)])
-            number = builder.sitofp(total, FLOATS.llvm)
-            results.append(_multiply_add(builder, number, factor, builder.extract_value(args[0], c)))
-        return context.make_tuple(builder, signature.return_type, results)
-
-    int64 = types.int64
-    return totals(totals, BYTES, BYTES, FLOATS4, inputs, scale, correction, int64, int64), emit
-
-
-@intrinsic
-def add_group_bias(typing_context, totals, biases, sums, group, stride):
-    """Totals of columns plus, for four blocks, bias times the sum of the inputs, one lane of four for each block.
-
-    Column c's four `sums` start at 4 (group + c stride).
-    """
-
-    def emit(context, builder, signature, args):
-        totals, biases, sums, group, stride = args
-        zero, results = ir.Constant(FLOATS4.llvm, None), []
-        for c in range(signature.return_type.count):
-            at = builder.add(group, builder.mul(stride, ir.Constant(stride.type, c)))
-            at = builder.mul(at, ir.Constant(at.type, 4))
-            term = builder.fmul(biases, _load(context, builder, signature.args[2], sums, at, FLOATS4.llvm))
-            term = _shuffle(builder, term, zero, [i // 4 if i % 4 == 0 else 4 for i in range(16)])
-            results.append(builder.fadd(builder.extract_value(totals, c), term))
-        return context.make_tuple(builder, signature.return_type, results)
-
-    return totals(totals, FLOATS4, sums, types.int64, types.int64), emit
+def zeros(typing_context):
+    """16 floats of zero."""
+    return FLOATS(), lambda context, builder, signature, args: ir.Constant(FLOATS.llvm, None)
 
 
 def _broadcast(builder: Any, element: Any, vector: ir.VectorType) -> Any:
     one = builder.insert_element(ir.Constant(vector, ir.Undefined), element, ir.Constant(I32, 0))
     return _shuffle(builder, one, one, [0] * vector.count)
-
-
-@intrinsic
-def add_tile_block(typing_context, totals, codes, scales, inputs, scale, correction, block, at):
-    """One block of 32 weights of 16 rows times len(totals) = C columns.
-
-    `codes` holds eight vectors for each block, four successive weights of each row in one; `scales` 16 floats.
-    From `at` on there are C input scales and C corrections; from 32 at on the inputs, four of each column together.
-    """
-
-    def emit(context, builder, signature, args):
-        totals, codes, scales, inputs, scale, correction, block, at = args
-        types_, C = signature.args, signature.return_type.count
-        first_input = builder.mul(at, ir.Constant(at.type, 32))
-        codes_at = builder.mul(block, ir.Constant(block.type, 512))
-
-        def element(index, array, place, target):
-            return _load(context, builder, types_[index], array, place, target)
-
-        sums = [_broadcast(builder, element(5, correction, _offset(builder, at, c), I32), INTS.llvm) for c in range(C)]
-        for word in range(8):
-            weights = element(1, codes, _offset(builder, codes_at, 64 * word), BYTES.llvm)
-            for c in range(C):
-                four = element(3, inputs, _offset(builder, first_input, 4 * (C * word + c)), I32)
-                signed = builder.bitcast(_broadcast(builder, four, INTS.llvm), BYTES.llvm)
-                sums[c] = _dot_bytes(builder, sums[c], weights, signed)
-        row_scales = element(2, scales, builder.mul(block, ir.Constant(block.type, 16)), FLOATS.llvm)
-        results = []
-        for c in range(C):
-            factor = _broadcast(builder, element(4, scale, _offset(builder, at, c), F32), FLOATS.llvm)
-            factor = builder.fmul(factor, row_scales)
-            number = builder.sitofp(sums[c], FLOATS.llvm)
-            results.append(_multiply_add(builder, number, factor, builder.extract_value(totals, c)))
-        return context.make_tuple(builder, signature.return_type, results)
-
-    int64 = types.int64
-    return totals(totals, codes, scales, inputs, scale, correction, int64, int64), emit
-
-
-@intrinsic
-def add_tile_bias(typing_context, totals, biases, sums, block, at):
-    """Totals of C columns plus, for a block, each of 16 rows' bias times the sum of the column's inputs."""
-
-    def emit(context, builder, signature, args):
-        totals, biases, sums, block, at = args
-        types_, C = signature.args, signature.return_type.count
-        place = builder.mul(block, ir.Constant(block.type, 16))
-        row_biases = _load(context, builder, types_[1], biases, place, FLOATS.llvm)
-        results = []
-        for c in range(C):
-            total = _load(context, builder, types_[2], sums, _offset(builder, at, c), F32)
-            total = _broadcast(builder, total, FLOATS.llvm)
-            results.append(_multiply_add(builder, row_biases, total, builder.extract_value(totals, c)))
-        return context.make_tuple(builder, signature.return_type, results)
-
-    return totals(totals, biases, sums, types.int64, types.int64), emit

@@ -11,10 +11,11 @@ from assay.fast import layers
 from assay.fast.cpu.decode import decode_rows
 from assay.fast.cpu.groups import Groups, one_group
 from assay.fast.cpu.linear import grouped_linear
-from assay.fast.cpu.products import Columns, columns, product
+from assay.fast.cpu.products import product
+from assay.fast.cpu.quantise import Panels, quantise
 from assay.fast.cpu.rows import Rows, encoded_rows
 from assay.fast.inputs import WeightSource
-from assay.fast.quantised import quantises_inputs
+from assay.fast.quantised import input_block
 from assay.reference.config import Config
 from assay.reference.weights import Tensor
 
@@ -40,7 +41,7 @@ def project(linears: Sequence[Linear], groups: Groups, x: np.ndarray) -> list[np
 
     Inputs are quantised once for all stacks of the same kind.
     """
-    prepared: dict[int, Columns] = {}
+    prepared: dict[int, Panels] = {}
     results = []
     for linear in linears:
         kind = linear.rows.kind
@@ -48,7 +49,7 @@ def project(linears: Sequence[Linear], groups: Groups, x: np.ndarray) -> list[np
             results.append(grouped_linear(linear.rows, groups, x, linear.bias))
             continue
         if kind not in prepared:
-            prepared[kind] = columns(x, groups, kind)
+            prepared[kind] = quantise(x, groups, kind)
         results.append(product(linear.rows, groups, prepared[kind], linear.bias))
     return results
 
@@ -106,4 +107,4 @@ class _Cast(WeightSource):
         O = self.shapes[weight][-2]  # noqa: E741
         bias_P = self.vector(bias) if bias in self.shapes else np.zeros(O, np.float32)
         rows = self.rows(weight)
-        return Linear(rows, bias_P.reshape(-1, O), self.mode == "q8" and quantises_inputs(self.take(weight)))
+        return Linear(rows, bias_P.reshape(-1, O), self.mode == "q8" and input_block(self.take(weight)) > 0)

@@ -1,9 +1,24 @@
 """Random, well-scaled models built straight from a config and a dict of tensors, in a choice of encodings."""
 
+from collections.abc import Callable
+
 import numpy as np
 
 from assay.reference.config import Config, GptOssConfig, LlamaConfig, RopeScaling, YarnScaling
-from assay.reference.formats import BF16, F16, F32, MXFP4, MXFP4_BLOCKS, Q4_0, Q4_1, Q8_0, AffineGroups
+from assay.reference.formats import (
+    BF16,
+    F16,
+    F32,
+    MXFP4,
+    MXFP4_BLOCKS,
+    Q4_0,
+    Q4_1,
+    Q4_K,
+    Q5_K,
+    Q6_K,
+    Q8_0,
+    AffineGroups,
+)
 from assay.reference.weights import Tensor, weight_shapes
 
 YARN = YarnScaling(
@@ -91,12 +106,30 @@ def quantised_tensor(rng: np.random.Generator, name: str, shape: tuple[int, ...]
         scale = (deviation[..., 0] * 12**0.5 / 2**bits).astype(np.float16)
         parts = {"scales": scale, "biases": (-scale * 2.0 ** (bits - 1)).astype(np.float16)}
         return Tensor(name, shape, AffineGroups(bits, 32, F16), parts | {"weight": bytes_of(I * bits // 8).view("<u4")})
+    if encoding in K_QUANTS:
+        return Tensor(name, shape, K_QUANTS[encoding][0], {"blocks": _k_blocks(bytes_of, shape, encoding)})
     record, steps = {"Q8_0": (Q8_0, 256), "Q4_0": (Q4_0, 16), "Q4_1": (Q4_1, 16)}[encoding]
     d = (deviation * 12**0.5 / steps).astype("<f2")
     fields = [d.view(np.uint8), bytes_of(I // 32, 32 if record is Q8_0 else 16)]
     if record is Q4_1:
         fields.insert(1, (-7.5 * d).astype("<f2").view(np.uint8))
     return Tensor(name, shape, record, {"blocks": np.concatenate(fields, -1)})
+
+
+# the record, where d is, and dmin if there is one, and what they are over the elements' standard deviation
+K_QUANTS = {
+    "Q4_K": (Q4_K, {0: 1 / 260, 2: 7.5 / 260}),
+    "Q5_K": (Q5_K, {0: 1 / 527, 2: 15.5 / 527}),
+    "Q6_K": (Q6_K, {208: 1 / 1366}),
+}
+
+
+def _k_blocks(bytes_of: Callable[..., np.ndarray], shape: tuple[int, ...], encoding: str) -> np.ndarray:
+    record, fields = K_QUANTS[encoding]
+    blocks = bytes_of(shape[-1] // 256, record.nbytes)
+    for field, share in fields.items():
+        blocks[..., field : field + 2] = np.array([shape[-1] ** -0.5 * share], "<f2").view(np.uint8)
+    return blocks
 
 
 def _e8m0(deviation: np.ndarray) -> np.ndarray:

@@ -9,10 +9,23 @@ from hypothesis.extra.numpy import arrays
 
 from assay.fast.cpu.decode import decode_rows
 from assay.fast.cpu.rows import encoded_rows
-from assay.reference.formats import BF16, F16, F32, MXFP4, MXFP4_BLOCKS, Q4_0, Q4_1, Q8_0, AffineGroups
+from assay.reference.formats import (
+    BF16,
+    F16,
+    F32,
+    MXFP4,
+    MXFP4_BLOCKS,
+    Q4_0,
+    Q4_1,
+    Q4_K,
+    Q5_K,
+    Q6_K,
+    Q8_0,
+    AffineGroups,
+)
 from assay.reference.weights import Tensor
 
-BLOCKS = [Q8_0, Q4_0, Q4_1, MXFP4_BLOCKS]
+BLOCKS = [Q8_0, Q4_0, Q4_1, Q4_K, Q5_K, Q6_K, MXFP4_BLOCKS]
 
 
 def raw(shape, dtype=np.uint8):
@@ -44,7 +57,7 @@ def test_plain(record, data):
 @given(data=st.data())
 def test_blocks(record, data):
     blocks = data.draw(raw((3, 2, record.nbytes)))
-    assert_same_bits(Tensor("w", (3, 64), record, {"blocks": blocks}))
+    assert_same_bits(Tensor("w", (3, 2 * record.elements), record, {"blocks": blocks}))
 
 
 @settings(deadline=None)
@@ -108,12 +121,13 @@ def test_gguf_decodes_the_same(record):
     """ggml's own Python decoder, on ordinary scales."""
     rng = np.random.default_rng(0)
     blocks = rng.integers(0, 256, (3, 2, record.nbytes), dtype=np.uint8)
-    scales = 2 if record is not Q4_1 else 4
-    blocks[..., :scales] = rng.normal(size=(3, 2, scales // 2)).astype("<f2").view(np.uint8)
+    first = 208 if record is Q6_K else 0
+    scales = 4 if record in (Q4_1, Q4_K, Q5_K) else 2
+    blocks[..., first : first + scales] = rng.normal(size=(3, 2, scales // 2)).astype("<f2").view(np.uint8)
     if record is MXFP4_BLOCKS:
         blocks[..., 0] = rng.integers(0, 255, (3, 2))
     want = dequantize(blocks.reshape(3, -1), GGMLQuantizationType[record.name])
-    got = decode_rows(encoded_rows(Tensor("w", (3, 64), record, {"blocks": blocks})), np.arange(3))
+    got = decode_rows(encoded_rows(Tensor("w", (3, 2 * record.elements), record, {"blocks": blocks})), np.arange(3))
     np.testing.assert_array_equal(got, want)  # not bits: its integer table has no negative zero for MXFP4
 
 

@@ -47,21 +47,6 @@ def test_bytes(data, table):
 
 
 @kernel
-def run_transpose(data, out):
-    words = simd.transpose_16x4(
-        simd.load_bytes(data, 0), simd.load_bytes(data, 64), simd.load_bytes(data, 128), simd.load_bytes(data, 192)
-    )
-    for i in range(4):
-        simd.store_bytes(out, 64 * i, words[i])
-
-
-def test_transpose():
-    data, out = np.random.default_rng(0).integers(0, 256, 256, dtype=np.uint8), np.empty(256, np.uint8)
-    run_transpose(data, out)
-    np.testing.assert_array_equal(out.view("<u4").reshape(4, 16), data.view("<u4").reshape(16, 4).T)
-
-
-@kernel
 def run_codes(codes, words, out):
     simd.store_floats4(out, 0, simd.powers_of_two4(simd.load_4_bytes(codes, 0, 2, 4, 6)))
     simd.store_floats4(out, 4, simd.halves_to_floats4(simd.load_4_halfwords(codes, 0, 2, 4, 6)))
@@ -92,14 +77,13 @@ def run_floats(x, out):
     simd.store_floats(out, 16, simd.spread4(simd.multiply4(simd.load_floats4(x, 0), simd.load_floats4(x, 16))))
     out[32] = simd.sum_floats(a)
     simd.store_floats(out, 33, simd.add(a, b))
-    simd.store_sums(out[49:], (a, b, c))
-    simd.store_tuple(out[52:], simd.zeros(2))
+    simd.store_floats(out, 49, simd.zeros())
 
 
 @given(FLOATS, FLOATS, FLOATS)
 @quick
 def test_floats(a, b, c):
-    out = np.full(84, np.nan, np.float32)
+    out = np.full(65, np.nan, np.float32)
     run_floats(np.concatenate((a, b, c)), out)
     exact = a.astype(np.float64) * b + c
     np.testing.assert_allclose(out[:16], exact, rtol=1e-6, atol=0.13 * 2**-3)  # rounded once or twice, up to 1e6 + 1e3
@@ -109,9 +93,7 @@ def test_floats(a, b, c):
         tree = tree[: len(tree) // 2] + tree[len(tree) // 2 :]
     np.testing.assert_array_equal(out[32], tree[0])
     np.testing.assert_array_equal(out[33:49], a + b)
-    np.testing.assert_array_equal(out[49], tree[0])
-    np.testing.assert_allclose(out[50:52], [np.sum(b, dtype=np.float64), np.sum(c, dtype=np.float64)], atol=1e-2)
-    np.testing.assert_array_equal(out[52:], 0)
+    np.testing.assert_array_equal(out[49:], 0)
 
 
 @kernel
