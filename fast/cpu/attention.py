@@ -1,57 +1,117 @@
 """Fused attention: scores, softmax with the sink, and weighted values of one query head at a time.
 
 Twin of `attention_scores`, `attention_weights` and `attention_heads` in `reference/ops.py`; the [H,T,S]
-matrices between them are never formed.
+matrices between them are never formed. Sums over keys start at a query's first visible key and never depend on
+how the keys came into the cache.
 """
 
 import math
 
 import numpy as np
 
-from assay.fast.cpu.cache import LayerCache
-from assay.fast.cpu.jit import kernel, parallel_kernel, prange
-from assay.fast.cpu.linear import dot
+from assay.fast.cpu import simd
+from assay.fast.cpu.cache import LANES, LayerCache
+from assay.fast.cpu.elementwise import exp
+from assay.fast.cpu.jit import kernel, leaf, parallel_kernel, prange
+
+RUN = 64  # keys whose weighted values are summed before the sum is added to the others: few roundings in a chain
+
+
+@leaf
+def scores_of_block(q_C, k_BKCL, block, head):
+    """q times 16 keys that stand side by side."""
+    C = len(q_C)
+    a = b = c = d = simd.zeros()
+    at = (block * k_BKCL.shape[1] + head) * C * LANES
+    for i in range(0, C - 3, 4):
+        a = simd.multiply_add(simd.splat(q_C[i]), simd.load_floats(k_BKCL, at + LANES * i), a)
+        b = simd.multiply_add(simd.splat(q_C[i + 1]), simd.load_floats(k_BKCL, at + LANES * (i + 1)), b)
+        c = simd.multiply_add(simd.splat(q_C[i + 2]), simd.load_floats(k_BKCL, at + LANES * (i + 2)), c)
+        d = simd.multiply_add(simd.splat(q_C[i + 3]), simd.load_floats(k_BKCL, at + LANES * (i + 3)), d)
+    for i in range(C // 4 * 4, C):
+        a = simd.multiply_add(simd.splat(q_C[i]), simd.load_floats(k_BKCL, at + LANES * i), a)
+    return simd.add(simd.add(a, b), simd.add(c, d))
+
+
+@leaf
+def weighted_values(weights, v_SKC, slot, head, out_C):
+    """Add the values from a slot on, times the weights, to `out_C`."""
+    S, K, C = v_SKC.shape
+    for c in range(0, C - 15, 16):
+        even = odd = simd.zeros()
+        s = slot
+        for n in range(0, len(weights) - 1, 2):
+            after = s + 1 if s + 1 < S else 0
+            even = simd.multiply_add(simd.splat(weights[n]), simd.load_floats(v_SKC, (s * K + head) * C + c), even)
+            at = (after * K + head) * C + c
+            odd = simd.multiply_add(simd.splat(weights[n + 1]), simd.load_floats(v_SKC, at), odd)
+            s = after + 1 if after + 1 < S else 0
+        if len(weights) % 2:
+            last = weights[len(weights) - 1]
+            even = simd.multiply_add(simd.splat(last), simd.load_floats(v_SKC, (s * K + head) * C + c), even)
+        simd.store_floats(out_C, c, simd.add(simd.load_floats(out_C, c), simd.add(even, odd)))
+    for c in range(C // 16 * 16, C):
+        total, s = np.float32(0), slot
+        for n in range(len(weights)):
+            total += weights[n] * v_SKC[s, head, c]
+            s = s + 1 if s + 1 < S else 0
+        out_C[c] += total
 
 
 @kernel
-def at(past_SKC, chunk_TKC, length, s, head):
-    """Key or value of position s: in the ring before the chunk begins, in the chunk from there on."""
-    if s < length:
-        return past_SKC[s % len(past_SKC), head]
-    return chunk_TKC[s - length, head]
+def largest_of(weights, least):
+    """The largest of some numbers in whole vectors, at least `least`."""
+    largest = np.empty(LANES, np.float32)
+    vector = simd.splat(np.float32(least))
+    for n in range(0, len(weights), LANES):
+        vector = simd.larger(simd.load_floats(weights, n), vector)
+    simd.store_floats(largest, 0, vector)
+    for lane in range(LANES):
+        least = max(least, largest[lane])
+    return np.float32(least)
 
 
 @kernel
-def attend_one(q_C, past, chunk, length, first, last, head, sink, out_C):
-    """One query head over the keys first .. last; `past` and `chunk` are (keys, values) pairs."""
-    weights = np.empty(last + 1 - first, np.float32)
-    scale = np.float32(1 / math.sqrt(len(q_C)))
-    largest = sink
-    for s in range(first, last + 1):
-        score = dot(q_C, at(past[0], chunk[0], length, s, head)) * scale
-        weights[s - first] = score
-        largest = max(largest, score)
-    total = np.float64(math.exp(sink - largest))  # the sink takes weight but has no value
-    sums = np.zeros(len(q_C), np.float64)  # over S terms one after the other: float32 would round too often
-    for s in range(first, last + 1):
-        weight = math.exp(weights[s - first] - largest)
-        total += weight
-        v_C = at(past[1], chunk[1], length, s, head)
-        for c in range(len(v_C)):
-            sums[c] += weight * v_C[c]
+def attend_one(q_C, k_BKCL, v_SKC, start, first, last, head, sink, out_C):
+    """One query head over the keys of positions first .. last, in slots that begin at position `start`."""
+    blocks, S, count = len(k_BKCL), len(v_SKC), last + 1 - first
+    begin = (first - start) // LANES  # the first block with a visible key
+    before = first - start - begin * LANES
+    weights = np.empty((before + count + LANES - 1) // LANES * LANES, np.float32)
+    scale = simd.splat(np.float32(1 / math.sqrt(len(q_C))))
+    for n in range(0, len(weights), LANES):
+        score = scores_of_block(q_C, k_BKCL, (begin + n // LANES) % blocks, head)
+        simd.store_floats(weights, n, simd.multiply(score, scale))
+    for n in range(before):
+        weights[n] = -np.inf
+    for n in range(before + count, len(weights)):
+        weights[n] = -np.inf
+    largest = largest_of(weights, np.float32(sink))
+    total = simd.zeros()
+    for n in range(len(weights)):
+        weights[n] = exp(weights[n] - largest)
+    for n in range(0, len(weights), LANES):
+        total = simd.add(total, simd.load_floats(weights, n))
     for c in range(len(out_C)):
-        out_C[c] = sums[c] / total
+        out_C[c] = 0
+    for n in range(0, count, RUN):
+        run = weights[before + n : before + min(n + RUN, count)]
+        weighted_values(run, v_SKC, (first - start + n) % S, head, out_C)
+    # the sink takes weight but has no value
+    share = np.float32(1) / (simd.sum_floats(total) + exp(np.float32(sink) - largest))
+    for c in range(len(out_C)):
+        out_C[c] *= share
 
 
 @parallel_kernel
-def _attend(q_THC, past, chunk, length, window, sink_H, out_THC):
+def _attend(q_THC, k_BKCL, v_SKC, start, length, window, sink_H, out_THC):
     T, H = q_THC.shape[0], q_THC.shape[1]
-    G = H // chunk[0].shape[1]
+    G = H // v_SKC.shape[1]
     for job in prange(T * H):
         t, h = np.int64(job) % T, np.int64(job) // T  # all of a head's queries: threads share long and short ones
         last = length + t
         first = max(np.int64(0), last + 1 - window)  # the window counts the query's own position
-        attend_one(q_THC[t, h], past, chunk, length, first, last, h // G, sink_H[h], out_THC[t, h])
+        attend_one(q_THC[t, h], k_BKCL, v_SKC, start, first, last, h // G, sink_H[h], out_THC[t, h])
 
 
 def attend(
@@ -59,8 +119,9 @@ def attend(
 ) -> np.ndarray:
     """Causal grouped-query attention of a chunk to the layer's past and to itself: [T,H,C], float32.
 
-    Query head h reads key head h // G. A sink of -inf is none. The cache is not changed.
+    Query head h reads key head h // G. A sink of -inf is none. The cache's length stays as it is.
     """
     out_THC = np.empty_like(q_THC)
-    _attend(q_THC, (layer.k, layer.v), (k_TKC, v_TKC), layer.length, layer.window, sink_H, out_THC)
+    slots = layer.with_chunk(k_TKC, v_TKC)
+    _attend(q_THC, *slots, layer.length, layer.window, sink_H, out_THC)
     return out_THC

@@ -11,7 +11,7 @@ from assay.fast.cpu import jit
 from assay.fast.cpu.attention import attend
 from assay.fast.cpu.cache import CpuCache, LayerCache
 from assay.fast.cpu.decode import decode_rows
-from assay.fast.cpu.engine import CpuModel, KeysValues, Tables, dense, mixture_of_experts
+from assay.fast.cpu.engine import CpuModel, KeyValue, Tables, dense, mixture_of_experts
 from assay.fast.cpu.groups import one_group
 from assay.fast.cpu.ops import apply_rope, rms_norm
 from assay.fast.cpu.rope import rotary_tables
@@ -58,7 +58,7 @@ def forward_some(model: CpuModel, tokens: np.ndarray, cache: CpuCache, keep: Cal
 
 def _body(
     model: CpuModel, token_rows: list[np.ndarray], caches: Sequence[CpuCache]
-) -> tuple[np.ndarray, list[KeysValues]]:
+) -> tuple[np.ndarray, list[KeyValue]]:
     """The last block's output [P,D], and the keys and values of all rows on each layer."""
     weights, config = model._weights, model.config
     ends = np.cumsum([len(row) for row in token_rows]).tolist()
@@ -76,14 +76,14 @@ def _head(model: CpuModel, x_PD: np.ndarray) -> np.ndarray:
     return model._weights.head(rms_norm(x_PD, model._weights.final_norm, model.config.rms_norm_eps))
 
 
-def _keep(cache: CpuCache, fresh: list[KeysValues], piece: slice) -> None:
+def _keep(cache: CpuCache, fresh: list[KeyValue], piece: slice) -> None:
     for past, (k_PKC, v_PKC) in zip(cache.layers, fresh, strict=True):
         past.append(k_PKC[piece], v_PKC[piece])
 
 
 def _block(
     x_PD: np.ndarray, layer: Layer, config: Config, tables: Tables, pasts: list[LayerCache], pieces: Pieces
-) -> tuple[np.ndarray, KeysValues]:
+) -> tuple[np.ndarray, KeyValue]:
     """`engine.block` on the rows of all sequences."""
     h_PD = rms_norm(x_PD, layer.attn_norm, config.rms_norm_eps)
     attn_out_PD, kv = _attention(h_PD, layer, config, tables, pasts, pieces)
@@ -96,7 +96,7 @@ def _block(
 
 def _attention(
     x_PD: np.ndarray, layer: Layer, config: Config, tables: Tables, pasts: list[LayerCache], pieces: Pieces
-) -> tuple[np.ndarray, KeysValues]:
+) -> tuple[np.ndarray, KeyValue]:
     """`engine.attention` on the rows of all sequences: each attends to its own past and its own rows."""
     P, C = len(x_PD), config.head_dim
     projected = project((layer.q, layer.k, layer.v), one_group(P), x_PD)

@@ -5,7 +5,7 @@ Each decodes one row, bit for bit as its twin does: products and sums are rounde
 
 import numpy as np
 
-from assay.fast.cpu.jit import kernel
+from assay.fast.cpu.jit import kernel, leaf
 from assay.fast.cpu.rows import (
     AFFINE4,
     BF16,
@@ -25,13 +25,13 @@ from assay.fast.cpu.rows import (
 ONE_HALF = np.uint32(0x3F000000)
 
 
-@kernel
+@leaf
 def float_of_bits(code):
     """The float32 with these 32 bits."""
     return np.uint32(code).view(np.float32)
 
 
-@kernel
+@leaf
 def half_to_float(code):
     """The float32 of a float16's 16 bits; twin of `floats.F16`.
 
@@ -45,13 +45,13 @@ def half_to_float(code):
     return float_of_bits(sign | magnitude) * np.float32(2.0**112)
 
 
-@kernel
+@leaf
 def half_at(block, offset):
     """The little-endian float16 at a byte offset; twin of `ggml._float16`."""
     return half_to_float(np.uint32(block[offset]) | np.uint32(block[offset + 1]) << np.uint32(8))
 
 
-@kernel
+@leaf
 def power_of_two(code):
     """2^(code - 127), NaN for 255; twin of `mx.e8m0_to_float32`."""
     if code == 255:
@@ -61,7 +61,7 @@ def power_of_two(code):
     return float_of_bits(np.uint32(code) << np.uint32(23))
 
 
-@kernel
+@leaf
 def e2m1(code):
     """The float32 of a 4-bit code; twin of `elements.E2M1`. Arithmetic, which LLVM vectorises, unlike a table."""
     magnitude = np.uint32(code & 7)

@@ -11,6 +11,7 @@ from assay.fast.cpu.decode import decode_rows
 from assay.fast.cpu.groups import by_expert, one_group
 from assay.fast.cpu.ops import apply_rope, clamped_swiglu, expert_weights, rms_norm, swiglu, top_k, weighted_sum
 from assay.fast.cpu.rope import rotary_tables
+from assay.fast.cpu.token import TokenPass, shown
 from assay.fast.cpu.weights import Layer, cast_weights, project
 from assay.fast.engine import Observer, unobserved
 from assay.fast.inputs import checked_tokens
@@ -19,7 +20,7 @@ from assay.reference.weights import Tensor
 
 Tables = tuple[np.ndarray, np.ndarray]
 MODES = ("exact", "q8")
-KeysValues = tuple[np.ndarray, np.ndarray]
+KeyValue = tuple[np.ndarray, np.ndarray]
 Show = Callable[[str, np.ndarray], np.ndarray]
 
 
@@ -44,6 +45,7 @@ class CpuModel:
         self.config = config
         self.threads = threads
         self._weights = cast_weights(config, tensors, mode)
+        self._token = TokenPass(config, self._weights)
 
     def new_cache(self) -> CpuCache:
         """An empty cache for one sequence."""
@@ -61,7 +63,20 @@ class CpuModel:
             raise ValueError("the cache was made for a model of another configuration")
         token_T = checked_tokens(self.config, tokens, cache.length)
         with jit.threads(self.threads):
+            if in_one_kernel(len(token_T)):
+                return self._one_token(int(token_T[0]), cache, tap or unobserved)
             return self._forward(token_T, cache, tap or unobserved)
+
+    def _one_token(self, token: int, cache: CpuCache, tap: Observer) -> np.ndarray:
+        traced = tap is not unobserved
+        logits_TV, taps = self._token(token, cache, rotary_tables(self.config, cache.length, 1), traced)
+        if traced:
+            show = _showing(tap)
+            for name, array in shown(self.config, taps):
+                show(name, array)
+        for past in cache.layers:
+            past.length += 1
+        return logits_TV
 
     def _forward(self, token_T: np.ndarray, cache: CpuCache, tap: Observer) -> np.ndarray:
         weights, config, show = self._weights, self.config, _showing(tap)
@@ -78,9 +93,14 @@ class CpuModel:
         return logits_TV
 
 
+def in_one_kernel(T: int) -> bool:
+    """Whether a chunk takes the whole model in one compiled function; longer ones are compiled step by step."""
+    return T == 1
+
+
 def block(
     x_TD: np.ndarray, layer: Layer, config: Config, tables: Tables, past: LayerCache, show: Show
-) -> tuple[np.ndarray, KeysValues]:
+) -> tuple[np.ndarray, KeyValue]:
     """One layer, [T,D] -> [T,D], and the keys and values that it adds to the past."""
     h_TD = show("attn_norm", rms_norm(x_TD, layer.attn_norm, config.rms_norm_eps))
     attn_out_TD, kv = attention(h_TD, layer, config, tables, past, show)
@@ -95,7 +115,7 @@ def block(
 
 def attention(
     x_TD: np.ndarray, layer: Layer, config: Config, tables: Tables, past: LayerCache, show: Show
-) -> tuple[np.ndarray, KeysValues]:
+) -> tuple[np.ndarray, KeyValue]:
     """Attention, [T,D] -> [T,D], and the chunk's keys (after RoPE) and values."""
     T, C = len(x_TD), config.head_dim
     projected = project((layer.q, layer.k, layer.v), one_group(T), x_TD)

@@ -1,31 +1,167 @@
-"""Matrix products with encoded weights: tiles of rows are decoded into a scratch and dotted with every input.
+"""Exact products with encoded weights: float32 sums of decoded weights times inputs.
 
-One driver serves a single matrix and a mixture of experts: inputs come in groups, each with its own matrix.
+One column at a time, or few: rows of the common encodings are decoded in registers. More: tiles of rows are decoded
+into a scratch and dotted with every input. Both take the sum in the same order, so that the bits are the same.
 """
 
 import numpy as np
 
+from assay.fast.cpu import simd
 from assay.fast.cpu.decode import decode_row
 from assay.fast.cpu.groups import Groups, one_group
-from assay.fast.cpu.jit import dot_kernel, kernel, parallel_kernel, prange
-from assay.fast.cpu.rows import Rows
+from assay.fast.cpu.jit import inlined, kernel, leaf, parallel_kernel, prange
+from assay.fast.cpu.rows import BF16, F16, F32, MXFP4_SPLIT, Q4_0, Q4_1, Q8_0, Rows
 
 TILE = 16  # rows decoded at a time: an input vector is read from the cache once for all of them
 
 
-@dot_kernel
+@leaf
 def dot(x, y):
-    """Sum of x y, in as many partial sums as the machine's vectors hold."""
-    total = np.float32(0)
-    for i in range(len(x)):
+    """Sum of x y: element i goes to the partial sum i % 64, those beyond the last 16 to one of their own."""
+    a = b = c = d = simd.zeros()
+    whole = len(x) // 16
+    for v in range(0, whole - 3, 4):
+        i = 16 * v
+        a = simd.multiply_add(simd.load_floats(x, i), simd.load_floats(y, i), a)
+        b = simd.multiply_add(simd.load_floats(x, i + 16), simd.load_floats(y, i + 16), b)
+        c = simd.multiply_add(simd.load_floats(x, i + 32), simd.load_floats(y, i + 32), c)
+        d = simd.multiply_add(simd.load_floats(x, i + 48), simd.load_floats(y, i + 48), d)
+    v = whole // 4 * 4
+    if v < whole:
+        a = simd.multiply_add(simd.load_floats(x, 16 * v), simd.load_floats(y, 16 * v), a)
+    if v + 1 < whole:
+        b = simd.multiply_add(simd.load_floats(x, 16 * v + 16), simd.load_floats(y, 16 * v + 16), b)
+    if v + 2 < whole:
+        c = simd.multiply_add(simd.load_floats(x, 16 * v + 32), simd.load_floats(y, 16 * v + 32), c)
+    total = simd.sum_floats(simd.add(simd.add(a, b), simd.add(c, d)))
+    for i in range(16 * whole, len(x)):
         total += x[i] * y[i]
     return total
+
+
+@inlined
+def plain16(kind, data, place):
+    """16 plain elements from a byte on."""
+    if kind == F32:
+        return simd.load_floats(data, place)
+    if kind == BF16:
+        return simd.bfloats_to_floats(simd.load_16_halfwords(data, place))
+    return simd.halves_to_floats(simd.load_16_halfwords(data, place))
+
+
+@inlined
+def nibbles16(codes, place):
+    """The low and the high halves of 16 bytes, as floats."""
+    both = simd.load_16_unsigned(codes, place)
+    low, high = simd.low_nibbles_of_ints(both), simd.high_nibbles_of_ints(both)
+    return simd.ints_to_floats(low), simd.ints_to_floats(high)
+
+
+@inlined
+def weights32(kind, codes, block):
+    """The first and the second 16 weights of a block, as `decode_row` has them."""
+    if kind == MXFP4_SPLIT:
+        both, scale = simd.load_16_unsigned(codes, block + 1), simd.load_power_of_two(codes, block)
+        low = simd.e2m1_to_floats(simd.low_nibbles_of_ints(both))
+        high = simd.e2m1_to_floats(simd.high_nibbles_of_ints(both))
+        return simd.multiply(scale, low), simd.multiply(scale, high)
+    scale = simd.load_half(codes, block)
+    if kind == Q8_0:
+        low = simd.ints_to_floats(simd.load_16_signed(codes, block + 2))
+        high = simd.ints_to_floats(simd.load_16_signed(codes, block + 18))
+        return simd.multiply(scale, low), simd.multiply(scale, high)
+    if kind == Q4_0:
+        low, high = nibbles16(codes, block + 2)
+        offset = simd.splat(np.float32(-8))
+        return simd.multiply(scale, simd.add(low, offset)), simd.multiply(scale, simd.add(high, offset))
+    low, high = nibbles16(codes, block + 4)
+    bias = simd.load_half(codes, block + 2)
+    return simd.add(simd.multiply(scale, low), bias), simd.add(simd.multiply(scale, high), bias)
+
+
+@inlined
+def block_row_dot(kind, nbytes, codes, at, x):
+    """`dot` with a row of blocks at a place of the codes, decoded in registers."""
+    a = b = c = d = simd.zeros()
+    blocks = len(x) // 32
+    for n in range(0, blocks - 1, 2):
+        i = 32 * n
+        low, high = weights32(kind, codes, at + n * nbytes)
+        a = simd.multiply_add(simd.load_floats(x, i), low, a)
+        b = simd.multiply_add(simd.load_floats(x, i + 16), high, b)
+        low, high = weights32(kind, codes, at + (n + 1) * nbytes)
+        c = simd.multiply_add(simd.load_floats(x, i + 32), low, c)
+        d = simd.multiply_add(simd.load_floats(x, i + 48), high, d)
+    if blocks % 2:
+        low, high = weights32(kind, codes, at + (blocks - 1) * nbytes)
+        a = simd.multiply_add(simd.load_floats(x, 32 * (blocks - 1)), low, a)
+        b = simd.multiply_add(simd.load_floats(x, 32 * (blocks - 1) + 16), high, b)
+    return simd.sum_floats(simd.add(simd.add(a, b), simd.add(c, d)))
+
+
+@inlined
+def plain_row_dot(kind, width, codes, at, x):
+    """`dot` with a row of plain elements, their number a multiple of 16."""
+    a = b = c = d = simd.zeros()
+    whole = len(x) // 16
+    for v in range(0, whole - 3, 4):
+        i, place = 16 * v, at + 16 * v * width
+        a = simd.multiply_add(simd.load_floats(x, i), plain16(kind, codes, place), a)
+        b = simd.multiply_add(simd.load_floats(x, i + 16), plain16(kind, codes, place + 16 * width), b)
+        c = simd.multiply_add(simd.load_floats(x, i + 32), plain16(kind, codes, place + 32 * width), c)
+        d = simd.multiply_add(simd.load_floats(x, i + 48), plain16(kind, codes, place + 48 * width), d)
+    v = whole // 4 * 4
+    if v < whole:
+        a = simd.multiply_add(simd.load_floats(x, 16 * v), plain16(kind, codes, at + 16 * v * width), a)
+    if v + 1 < whole:
+        b = simd.multiply_add(simd.load_floats(x, 16 * v + 16), plain16(kind, codes, at + 16 * (v + 1) * width), b)
+    if v + 2 < whole:
+        c = simd.multiply_add(simd.load_floats(x, 16 * v + 32), plain16(kind, codes, at + 16 * (v + 2) * width), c)
+    return simd.sum_floats(simd.add(simd.add(a, b), simd.add(c, d)))
+
+
+@leaf
+def row_dot(rows, r, x, scratch):
+    """`dot` of row r with x; rows that are not decoded in registers are decoded to the scratch, [columns]."""
+    kind, at = rows.kind, r * rows.codes_stride
+    if kind == MXFP4_SPLIT:
+        return block_row_dot(MXFP4_SPLIT, 17, rows.codes, at, x)
+    if kind == Q8_0:
+        return block_row_dot(Q8_0, 34, rows.codes, at, x)
+    if kind == Q4_1:
+        return block_row_dot(Q4_1, 20, rows.codes, at, x)
+    if kind == Q4_0:
+        return block_row_dot(Q4_0, 18, rows.codes, at, x)
+    if kind == BF16 and rows.columns % 16 == 0:
+        return plain_row_dot(BF16, 2, rows.codes, at, x)
+    if kind == F16 and rows.columns % 16 == 0:
+        return plain_row_dot(F16, 2, rows.codes, at, x)
+    if kind == F32 and rows.columns % 16 == 0:
+        return plain_row_dot(F32, 4, rows.codes, at, x)
+    decode_row(rows, r, scratch)
+    return dot(x, scratch)
+
+
+@kernel
+def rows_times_one(rows, first_row, first, count, x, bias, y):
+    """Outputs first .. first + count of one product; `first_row` is the matrix's own first row in the stack."""
+    registers_rows_times_one(rows, first_row, first, count, x, bias, y, np.empty(rows.columns, np.float32))
+
+
+@leaf
+def registers_rows_times_one(rows, first_row, first, count, x, bias, y, scratch):
+    """`rows_times_one` with a scratch for a decoded row."""
+    for r in range(first, first + count):
+        y[r] = row_dot(rows, first_row + r, x, scratch) + bias[r]
 
 
 @kernel
 def linear_tile(rows, first_row, x, x_row, bias, y, y_row, first):
     """Outputs first .. first + TILE of some products; `first_row` is the matrix's own first row in the stack."""
     count = min(TILE, y.shape[1] - first)
+    if len(x_row) == 1:
+        rows_times_one(rows, first_row, first, count, x[x_row[0]], bias, y[y_row[0]])
+        return
     tile = np.empty((count, rows.columns), np.float32)
     for r in range(count):
         decode_row(rows, first_row + first + r, tile[r])

@@ -7,18 +7,24 @@ import math
 
 import numpy as np
 
-from assay.fast.cpu.jit import kernel
+from assay.fast.cpu.elementwise import exp, sigmoid
+from assay.fast.cpu.jit import kernel, leaf
 from assay.fast.cpu.linear import dot
+
+
+@leaf
+def norm_row(x_D, weight_D, eps, y_D):
+    """RMSNorm of one row."""
+    D = len(weight_D)
+    scale = np.float32(1 / math.sqrt(np.float64(dot(x_D, x_D)) / D + eps))
+    for d in range(D):
+        y_D[d] = x_D[d] * scale * weight_D[d]
 
 
 @kernel
 def _rms_norm(x_TD, weight_D, eps, y_TD):
-    D = len(weight_D)
     for t in range(len(x_TD)):
-        x_D, y_D = x_TD[t], y_TD[t]
-        scale = np.float32(1 / math.sqrt(np.float64(dot(x_D, x_D)) / D + eps))
-        for d in range(D):
-            y_D[d] = x_D[d] * scale * weight_D[d]
+        norm_row(x_TD[t], weight_D, eps, y_TD[t])
 
 
 def rms_norm(x_TD: np.ndarray, weight_D: np.ndarray, eps: float) -> np.ndarray:
@@ -28,16 +34,21 @@ def rms_norm(x_TD: np.ndarray, weight_D: np.ndarray, eps: float) -> np.ndarray:
     return y_TD
 
 
+@leaf
+def rope_head(x_C, cos, sin, y_C):
+    """RoPE of one head."""
+    half = len(x_C) // 2
+    for j in range(half):
+        first, second = x_C[j], x_C[j + half]  # half-split layout
+        y_C[j] = first * cos[j] - second * sin[j]
+        y_C[j + half] = second * cos[j] + first * sin[j]
+
+
 @kernel
 def _apply_rope(x_THC, cos, sin, y_THC):
-    T, H, C = x_THC.shape
-    half = C // 2
-    for t in range(T):
-        for h in range(H):
-            for j in range(half):
-                first, second = x_THC[t, h, j], x_THC[t, h, j + half]  # half-split layout
-                y_THC[t, h, j] = first * cos[t, j] - second * sin[t, j]
-                y_THC[t, h, j + half] = second * cos[t, j] + first * sin[t, j]
+    for t in range(len(x_THC)):
+        for h in range(x_THC.shape[1]):
+            rope_head(x_THC[t, h], cos[t], sin[t], y_THC[t, h])
 
 
 def apply_rope(x_THC: np.ndarray, cos: np.ndarray, sin: np.ndarray) -> np.ndarray:
@@ -47,18 +58,8 @@ def apply_rope(x_THC: np.ndarray, cos: np.ndarray, sin: np.ndarray) -> np.ndarra
     return y_THC
 
 
-@kernel
-def sigmoid(x):
-    """1 / (1 + exp(-x)), by the branch whose exponential cannot overflow."""
-    one = np.float32(1)
-    if x >= 0:
-        return one / (one + math.exp(-x))
-    e = math.exp(x)
-    return e / (one + e)
-
-
-@kernel
-def _swiglu(gate_P, up_P, act_P):
+@leaf
+def swiglu_of(gate_P, up_P, act_P):
     for p in range(len(act_P)):
         act_P[p] = gate_P[p] * sigmoid(gate_P[p]) * up_P[p]
 
@@ -66,12 +67,12 @@ def _swiglu(gate_P, up_P, act_P):
 def swiglu(gate: np.ndarray, up: np.ndarray) -> np.ndarray:
     """silu(gate) * up, element by element."""
     act = np.empty_like(gate)
-    _swiglu(gate.ravel(), up.ravel(), act.ravel())
+    swiglu_of(gate.ravel(), up.ravel(), act.ravel())
     return act
 
 
-@kernel
-def _clamped_swiglu(gate_P, up_P, alpha, limit, act_P):
+@leaf
+def clamped_swiglu_of(gate_P, up_P, alpha, limit, act_P):
     for p in range(len(act_P)):
         g, u = gate_P[p], up_P[p]
         # comparisons that are false for NaN, so that it passes
@@ -87,26 +88,31 @@ def _clamped_swiglu(gate_P, up_P, alpha, limit, act_P):
 def clamped_swiglu(gate: np.ndarray, up: np.ndarray, alpha: float, limit: float) -> np.ndarray:
     """g sigmoid(alpha g) (u + 1), g = min(gate, limit), u = clip(up, -limit, limit), element by element."""
     act = np.empty_like(gate)
-    _clamped_swiglu(gate.ravel(), up.ravel(), np.float32(alpha), np.float32(limit), act.ravel())
+    clamped_swiglu_of(gate.ravel(), up.ravel(), np.float32(alpha), np.float32(limit), act.ravel())
     return act
 
 
 @kernel
+def choose(logits_N, ids_A):
+    """Ids of the largest logits."""
+    taken = np.zeros(len(logits_N), np.bool_)
+    for a in range(len(ids_A)):
+        best = -1
+        for n in range(len(logits_N)):
+            if taken[n]:
+                continue
+            # strictly larger: of equal logits the lower id wins; any number beats NaN, as in NumPy's sort
+            x = logits_N[n]
+            if best < 0 or x > logits_N[best] or (np.isnan(logits_N[best]) and not np.isnan(x)):
+                best = n
+        taken[best] = True
+        ids_A[a] = best
+
+
+@kernel
 def _top_k(logits_TN, ids_TA):
-    N = logits_TN.shape[1]
     for t in range(len(logits_TN)):
-        taken = np.zeros(N, np.bool_)
-        for a in range(ids_TA.shape[1]):
-            best = -1
-            for n in range(N):
-                if taken[n]:
-                    continue
-                # strictly larger: of equal logits the lower id wins; any number beats NaN, as in NumPy's sort
-                x = logits_TN[t, n]
-                if best < 0 or x > logits_TN[t, best] or (np.isnan(logits_TN[t, best]) and not np.isnan(x)):
-                    best = n
-            taken[best] = True
-            ids_TA[t, a] = best
+        choose(logits_TN[t], ids_TA[t])
 
 
 def top_k(logits_TN: np.ndarray, A: int) -> np.ndarray:
@@ -116,17 +122,22 @@ def top_k(logits_TN: np.ndarray, A: int) -> np.ndarray:
     return ids_TA
 
 
+@leaf
+def weigh(logits_N, ids_A, weights_A):
+    """Softmax over the chosen logits."""
+    total = np.float32(0)
+    for a in range(len(ids_A)):
+        # the first chosen is the largest: its exponential is 1
+        weights_A[a] = exp(logits_N[ids_A[a]] - logits_N[ids_A[0]])
+        total += weights_A[a]
+    for a in range(len(ids_A)):
+        weights_A[a] /= total
+
+
 @kernel
 def _expert_weights(logits_TN, ids_TA, weights_TA):
-    T, A = ids_TA.shape
-    for t in range(T):
-        total = np.float32(0)
-        for a in range(A):
-            # the first chosen is the largest: its exponential is 1
-            weights_TA[t, a] = math.exp(logits_TN[t, ids_TA[t, a]] - logits_TN[t, ids_TA[t, 0]])
-            total += weights_TA[t, a]
-        for a in range(A):
-            weights_TA[t, a] /= total
+    for t in range(len(ids_TA)):
+        weigh(logits_TN[t], ids_TA[t], weights_TA[t])
 
 
 def expert_weights(logits_TN: np.ndarray, ids_TA: np.ndarray) -> np.ndarray:
@@ -136,13 +147,18 @@ def expert_weights(logits_TN: np.ndarray, ids_TA: np.ndarray) -> np.ndarray:
     return weights_TA
 
 
+@leaf
+def weighted_row(weight, x_D, y_D):
+    """Add a row times its weight."""
+    for d in range(len(y_D)):
+        y_D[d] += weight * x_D[d]
+
+
 @kernel
 def _weighted_sum(weights_TA, x_TAD, y_TD):
-    T, A, D = x_TAD.shape
-    for t in range(T):
-        for a in range(A):
-            for d in range(D):
-                y_TD[t, d] += weights_TA[t, a] * x_TAD[t, a, d]
+    for t in range(len(x_TAD)):
+        for a in range(x_TAD.shape[1]):
+            weighted_row(weights_TA[t, a], x_TAD[t, a], y_TD[t])
 
 
 def weighted_sum(weights_TA: np.ndarray, x_TAD: np.ndarray) -> np.ndarray:

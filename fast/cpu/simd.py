@@ -104,6 +104,25 @@ def _loader(result: Vector) -> Callable:
 load_bytes, load_ints, load_floats4, load_floats = map(_loader, (BYTES, INTS, FLOATS4, FLOATS))
 
 
+def _widened(element: ir.Type, extend: Callable) -> Callable:
+    """16 elements from a byte of an array on, each made 32 bits wide."""
+
+    @intrinsic
+    def load(typing_context, array, place):
+        def emit(context, builder, signature, args):
+            narrow = _load(context, builder, signature.args[0], *args, ir.VectorType(element, 16))
+            return extend(builder, narrow)
+
+        return INTS(array, types.int64), emit
+
+    return load
+
+
+load_16_unsigned = _widened(I8, lambda b, v: b.zext(v, INTS.llvm))
+load_16_signed = _widened(I8, lambda b, v: b.sext(v, INTS.llvm))
+load_16_halfwords = _widened(I16, lambda b, v: b.zext(v, INTS.llvm))
+
+
 def _gather4(piece: ir.Type, result: Vector) -> Callable:
     """Four pieces from four places of a byte array; single elements are widened to 32 bits."""
 
@@ -172,6 +191,12 @@ bfloats_to_floats4 = _unary(
 spread4 = _unary(FLOATS4, FLOATS, lambda b, v: _shuffle(b, v, v, [i // 4 for i in range(16)]))  # each to four lanes
 multiply4 = _binary(FLOATS4, lambda b, x, y: b.fmul(x, y))
 add = _binary(FLOATS, lambda b, x, y: b.fadd(x, y))
+multiply = _binary(FLOATS, lambda b, x, y: b.fmul(x, y))
+larger = _binary(FLOATS, lambda b, x, y: b.select(b.fcmp_ordered(">", x, y), x, y))  # y where either is NaN
+low_nibbles_of_ints = _unary(INTS, INTS, lambda b, v: b.and_(v, _splat(v.type, 15)))
+high_nibbles_of_ints = _unary(INTS, INTS, lambda b, v: b.lshr(v, _splat(v.type, 4)))  # of bytes made wide
+ints_to_floats = _unary(INTS, FLOATS, lambda b, v: b.sitofp(v, FLOATS.llvm))
+bfloats_to_floats = _unary(INTS, FLOATS, lambda b, v: b.bitcast(b.shl(v, _splat(v.type, 16)), FLOATS.llvm))
 
 
 def _power_of_two(builder: Any, v: Any) -> Any:
@@ -200,6 +225,27 @@ def _half(builder: Any, v: Any) -> Any:
 
 powers_of_two4 = _unary(INTS4, FLOATS4, _power_of_two)  # 2^(code - 127), NaN for 255
 halves_to_floats4 = _unary(INTS4, FLOATS4, _half)  # float16 by its 16 bits
+halves_to_floats = _unary(INTS, FLOATS, _half)
+
+
+def _loaded(element: ir.Type, code: Callable) -> Callable:
+    """An element from a byte of an array on, as a float, 16 times."""
+
+    @intrinsic
+    def load(typing_context, array, place):
+        def emit(context, builder, signature, args):
+            one = builder.zext(_load(context, builder, signature.args[0], *args, element), I32)
+            vector = builder.insert_element(ir.Constant(INTS4.llvm, None), one, ir.Constant(I32, 0))
+            number = code(builder, vector)
+            return _shuffle(builder, number, number, [0] * 16)
+
+        return FLOATS(array, types.int64), emit
+
+    return load
+
+
+load_half = _loaded(I16, _half)
+load_power_of_two = _loaded(I8, _power_of_two)
 
 
 def _sum(builder: Any, v: Any) -> Any:
@@ -235,6 +281,24 @@ def _lookup(builder: Any, table: Any, codes: Any) -> Any:
 
 
 look_up = _binary(BYTES, _lookup)  # (table, codes below 16): the table's first 16 bytes stand in it four times
+
+
+E2M1 = [0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0]
+
+
+def _e2m1(builder: Any, codes: Any) -> Any:
+    if LANE != "portable":
+        table = ir.Constant(FLOATS.llvm, [*E2M1, *(-value for value in E2M1)])
+        return _call(builder, "llvm.x86.avx512.permvar.sf.512", FLOATS.llvm, table, codes)
+    magnitude = builder.and_(codes, _splat(codes.type, 7))  # above 1 the code's bits are a float's, moved
+    bits = builder.add(builder.shl(magnitude, _splat(codes.type, 22)), _splat(codes.type, 0x3F000000))
+    small = builder.mul(magnitude, _splat(codes.type, 0x3F000000))
+    bits = builder.select(builder.icmp_signed(">", magnitude, _splat(codes.type, 1)), bits, small)
+    sign = builder.shl(builder.and_(codes, _splat(codes.type, 8)), _splat(codes.type, 28))
+    return builder.bitcast(builder.or_(bits, sign), FLOATS.llvm)
+
+
+e2m1_to_floats = _unary(INTS, FLOATS, _e2m1)  # MXFP4's elements by their 4 bits
 
 
 def _multiply_add(builder: Any, a: Any, b: Any, c: Any) -> Any:
@@ -288,3 +352,9 @@ def zeros(typing_context):
 def _broadcast(builder: Any, element: Any, vector: ir.VectorType) -> Any:
     one = builder.insert_element(ir.Constant(vector, ir.Undefined), element, ir.Constant(I32, 0))
     return _shuffle(builder, one, one, [0] * vector.count)
+
+
+@intrinsic
+def splat(typing_context, number):
+    """16 times the same float."""
+    return FLOATS(types.float32), lambda context, builder, signature, args: _broadcast(builder, args[0], FLOATS.llvm)

@@ -21,8 +21,8 @@ def oracle(q, k, v, window, sink):
 def in_chunks(q, k, v, window, sink, chunks):
     """[T,H,C] from the kernel, chunk by chunk; slots of the cache that were never written hold NaN."""
     layer, parts, start = LayerCache(window, *k.shape[1:]), [], 0
-    layer.k.fill(np.nan)
-    layer.v.fill(np.nan)
+    layer.slots.k.fill(np.nan)
+    layer.slots.v.fill(np.nan)
     for T in chunks:
         rows = slice(start, start + T)
         parts.append(poisoned(attend, q[rows], k[rows], v[rows], layer, sink))

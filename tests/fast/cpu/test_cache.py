@@ -6,32 +6,63 @@ from hypothesis import strategies as st
 
 from assay.fast.cpu.cache import FIRST_CAPACITY, LayerCache
 
+CHUNKS = st.lists(st.integers(1, 25), min_size=1, max_size=12)
 
-@given(window=st.none() | st.integers(1, 9), chunks=st.lists(st.integers(1, 25), min_size=1, max_size=12))
+
+def keys_values(position_T):
+    """Keys [T,2,3] that say their position, head and channel, and values that are their negatives."""
+    k = position_T[:, None, None] + np.float32([[0, 0.1, 0.2], [0.5, 0.6, 0.7]])
+    return k.astype(np.float32), -k.astype(np.float32)
+
+
+def assert_holds(kv, position_T):
+    for got, want in zip(kv, keys_values(position_T), strict=True):
+        np.testing.assert_array_equal(got, want)
+
+
+@given(window=st.none() | st.integers(1, 40), chunks=CHUNKS)
 def test_holds_the_last_positions(window, chunks):
-    """After any chunks, position s is in slot s % capacity, for all or for the window's last."""
+    """After any chunks, for all or for the window's last; and together with the next chunk, which is not counted."""
     layer = LayerCache(window, 2, 3)
     for T in chunks:
-        position_T = np.arange(layer.length, layer.length + T, dtype=np.float32)
-        k_TKC = np.broadcast_to(position_T[:, None, None], (T, 2, 3))
-        layer.append(k_TKC, -k_TKC)
+        start = layer.length
+        position_T = np.arange(start, start + T)
+        slots = layer.with_chunk(*keys_values(position_T))
+        visible = np.arange(max(0, start + 1 - (window or start + 1)), start + T)
+        assert_holds(slots.get(visible), visible)
+        assert layer.length == start
+        layer.append(*keys_values(position_T))
+        kept = np.arange(max(0, layer.length - (window or layer.length)), layer.length)
+        assert_holds(layer.past(), kept)
     assert layer.length == sum(chunks)
-    kept = np.arange(max(0, layer.length - (window or layer.length)), layer.length)
-    assert (layer.k[kept % len(layer.k)] == kept[:, None, None]).all()
-    assert (layer.v[kept % len(layer.v)] == -kept[:, None, None]).all()
+
+
+def test_keys_of_a_block_stand_side_by_side():
+    layer = LayerCache(None, 2, 3)
+    layer.append(*keys_values(np.arange(20)))
+    np.testing.assert_array_equal(layer.slots.k[1, 1, 2, :4], np.float32([16, 17, 18, 19]) + np.float32(0.7))
+    np.testing.assert_array_equal(layer.slots.v[17, 1], -np.float32([17.5, 17.6, 17.7]))
+
+
+@given(window=st.integers(1, 40), length=st.integers(1, 100), T=st.integers(1, 100))
+def test_a_chunk_not_counted_hides_nothing_of_a_ring(window, length, T):
+    layer = LayerCache(window, 2, 3)
+    layer.append(*keys_values(np.arange(length)))
+    layer.with_chunk(*keys_values(np.arange(length, length + T)))
+    visible = np.arange(max(0, length + 1 - window), length)
+    assert_holds(layer.slots.get(visible), visible)
 
 
 def test_a_ring_does_not_grow():
-    layer = LayerCache(8, 1, 2)
-    layer.append(np.ones((1000, 1, 2), np.float32), np.ones((1000, 1, 2), np.float32))
-    assert len(layer.k) == 8
+    layer = LayerCache(24, 2, 3)
+    layer.append(*keys_values(np.arange(1000)))
+    assert len(layer.slots.v) == 32
+    assert layer.slots.k.size == layer.slots.v.size
 
 
 def test_growth_keeps_what_was_there():
-    layer = LayerCache(None, 1, 2)
-    first = np.random.default_rng(0).normal(size=(FIRST_CAPACITY, 1, 2)).astype(np.float32)
-    layer.append(first, 2 * first)
-    layer.append(first[:1], first[:1])
-    assert len(layer.k) == 2 * FIRST_CAPACITY
-    np.testing.assert_array_equal(layer.k[:FIRST_CAPACITY], first)
-    np.testing.assert_array_equal(layer.v[:FIRST_CAPACITY], 2 * first)
+    layer = LayerCache(None, 2, 3)
+    layer.append(*keys_values(np.arange(FIRST_CAPACITY)))
+    layer.append(*keys_values(np.arange(FIRST_CAPACITY, FIRST_CAPACITY + 1)))
+    assert len(layer.slots.v) == 2 * FIRST_CAPACITY
+    assert_holds(layer.past(), np.arange(FIRST_CAPACITY + 1))

@@ -97,6 +97,54 @@ def test_floats(a, b, c):
 
 
 @kernel
+def run_wide(data, out):
+    """Bytes and halfwords made 32 bits wide, and floats of them."""
+    unsigned = simd.load_16_unsigned(data, 5)
+    simd.store_floats(out, 0, simd.ints_to_floats(unsigned))
+    simd.store_floats(out, 16, simd.ints_to_floats(simd.load_16_signed(data, 5)))
+    simd.store_floats(out, 32, simd.ints_to_floats(simd.low_nibbles_of_ints(unsigned)))
+    simd.store_floats(out, 48, simd.ints_to_floats(simd.high_nibbles_of_ints(unsigned)))
+    simd.store_floats(out, 64, simd.e2m1_to_floats(simd.low_nibbles_of_ints(unsigned)))
+    halfwords = simd.load_16_halfwords(data, 5)
+    simd.store_floats(out, 80, simd.halves_to_floats(halfwords))
+    simd.store_floats(out, 96, simd.bfloats_to_floats(halfwords))
+
+
+@given(BYTES)
+@quick
+def test_widened(data):
+    """Every float16 and bfloat16 there is among them: NaN, infinity, subnormal numbers."""
+    out = np.empty(112, np.float32)
+    run_wide(np.concatenate((np.zeros(5, np.uint8), data)), out)
+    bytes_, halfwords = data[:16], data[:32].view("<u2")
+    magnitudes = np.float32([0, 0.5, 1, 1.5, 2, 3, 4, 6])
+    e2m1 = np.concatenate((magnitudes, -magnitudes))[bytes_ & 15]
+    plain = [bytes_, bytes_.view(np.int8), bytes_ & 15, bytes_ >> 4, e2m1, halfwords.view(np.float16)]
+    want = np.concatenate([*plain, (halfwords.astype(np.uint32) << 16).view(np.float32)]).astype(np.float32)
+    np.testing.assert_array_equal(out, want)
+    np.testing.assert_array_equal(np.signbit(out[~np.isnan(out)]), np.signbit(want[~np.isnan(want)]))
+
+
+@kernel
+def run_more_floats(a, b, out):
+    x, y = simd.load_floats(a, 0), simd.load_floats(b, 0)
+    simd.store_floats(out, 0, simd.multiply(x, y))
+    simd.store_floats(out, 16, simd.larger(x, y))
+    simd.store_floats(out, 32, simd.splat(a[3]))
+
+
+@given(FLOATS, FLOATS)
+@quick
+def test_more_floats(a, b):
+    out = np.empty(48, np.float32)
+    run_more_floats(a, b, out)
+    np.testing.assert_array_equal(out, np.concatenate((a * b, np.maximum(a, b), np.full(16, a[3]))))
+    for nan, other in ((np.full(16, np.nan, np.float32), b), (a, np.full(16, np.nan, np.float32))):
+        run_more_floats(nan, other, out)
+        np.testing.assert_array_equal(out[16:32], other)  # the second where either is NaN
+
+
+@kernel
 def run_dot(totals, unsigned, signed, out):
     totals_16 = simd.load_ints(totals, 0)
     simd.store_ints(out, 0, simd.dot_bytes(totals_16, simd.load_bytes(unsigned, 0), simd.load_bytes(signed, 0)))
