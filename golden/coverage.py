@@ -1,6 +1,6 @@
 """What could a golden show at all? Which known mistakes its tokens reveal, and tokens that would reveal more."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -30,8 +30,9 @@ def coverage(golden: Golden, checkpoint: Checkpoint, profile: Profile = PROFILES
     tokens suggested were tried: `shows` lists what they add.
     """
     tokens, chunks = golden.provenance.tokens, golden.provenance.chunks
-    visible = shown_by(golden, checkpoint, profile)
-    hidden = [m for m in CATALOGUE.values() if m.acts(checkpoint) and m.id not in visible]
+    acting = [mistake for mistake in CATALOGUE.values() if mistake.acts(checkpoint)]
+    visible = shown_by(golden, checkpoint, acting, profile)
+    hidden = [mistake for mistake in acting if mistake.id not in visible]
     return {
         "tokens": len(tokens),
         "chunks": chunks,
@@ -41,15 +42,14 @@ def coverage(golden: Golden, checkpoint: Checkpoint, profile: Profile = PROFILES
     }
 
 
-def shown_by(golden: Golden, checkpoint: Checkpoint, profile: Profile, known: Collection[str] = ()) -> list[str]:
-    """Ids of the mistakes, but for those known, whose effect on the golden's tokens is clearly above the noise."""
+def shown_by(golden: Golden, checkpoint: Checkpoint, mistakes: Iterable[Mistake], profile: Profile) -> list[str]:
+    """Ids of those mistakes whose effect on the golden's tokens is clearly above the noise."""
     tokens, chunks = golden.provenance.tokens, golden.provenance.chunks
     names = list(tap_table(checkpoint.config))
     exact = forced_pass(checkpoint, tokens, chunks, {}, names)
     noisy = forced_pass(checkpoint, tokens, chunks, exact, names, profile)
     run = Run(checkpoint, tokens, chunks, exact)
-    wanted = [m for m in CATALOGUE.values() if m.acts(checkpoint) and m.id not in known]
-    return [mistake.id for mistake in wanted if _ratio(mistake, run, noisy, profile) > CLEARLY * ALLOWANCE]
+    return [mistake.id for mistake in mistakes if _ratio(mistake, run, noisy, profile) > CLEARLY * ALLOWANCE]
 
 
 def _ratio(mistake: Mistake, run: Run, noisy: Mapping[str, np.ndarray], profile: Profile) -> float:
@@ -82,7 +82,7 @@ def _suggestion(
     if (longer, split) == (tokens, chunks):
         return None
     golden = record(checkpoint, open_backend("reference", checkpoint), longer, chunks=split, taps="logits")
-    shows = shown_by(golden, checkpoint, profile, {m.id for m in CATALOGUE.values()} - {m.id for m in hidden})
+    shows = shown_by(golden, checkpoint, hidden, profile)
     return {"length": len(longer), "tokens": longer, "chunks": split, "shows": shows} if shows else None
 
 

@@ -11,6 +11,7 @@ from assay.golden.places import at
 Array = np.ndarray
 Change = Callable[[Array], Array]
 ENOUGH = 8  # values for each number that is fitted: with fewer, noise could be fitted too
+LISTED = 64  # numbers of a pattern that a report holds
 SLIGHT = 1e-3  # relative distance within which a number is called by its name
 
 

@@ -6,7 +6,7 @@ from functools import partial
 
 import numpy as np
 
-from assay.golden.fitting import ENOUGH, Array, Pattern, Seen
+from assay.golden.fitting import ENOUGH, LISTED, Array, Pattern, Seen
 from assay.golden.places import NOUNS, placed
 
 LARGEST_MATCH = 4096  # entries of an axis that are matched with one another
@@ -24,7 +24,7 @@ def orders(seen: Seen) -> Iterator[Pattern]:
         moved = np.flatnonzero(source != np.arange(n))
         name, words = _order_named(source, moved, letter)
         sentence = f"{NOUNS[letter]}s {words}"
-        parameters = {"axis": letter, "places": moved.tolist(), "source": source[moved].tolist()}
+        parameters = {"axis": letter, "places": moved.tolist()[:LISTED], "source": source[moved].tolist()[:LISTED]}
         yield Pattern(f"{name} along {letter}", sentence, parameters, partial(np.take, indices=source, axis=axis))
 
 

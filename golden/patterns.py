@@ -10,7 +10,7 @@ from functools import partial
 
 import numpy as np
 
-from assay.golden.fitting import ENOUGH, SLIGHT, Array, Pattern, Seen
+from assay.golden.fitting import ENOUGH, LISTED, SLIGHT, Array, Pattern, Seen
 from assay.golden.orders import orders, other_axes
 from assay.golden.places import NOUNS, at, numbers, placed
 from assay.golden.rounding import round_mantissa
@@ -69,7 +69,7 @@ def _factors_along(seen: Seen) -> Iterator[Pattern]:
         is_sign = bool(np.all(np.abs(factors - signs) < SLIGHT) and np.all(np.abs(signs) == 1))
         factors = signs if is_sign else factors
         places = seen.affected[axis]
-        parameters = {"axis": letter, "places": places.tolist(), "factors": factors.ravel().tolist()}
+        parameters = {"axis": letter, "places": places.tolist()[:LISTED], "factors": factors.ravel().tolist()[:LISTED]}
         change = seen.within(partial(np.multiply, factors))
         if is_sign:
             turned = places[factors.ravel() < 0]
@@ -88,13 +88,13 @@ def _vectors(seen: Seen) -> Iterator[Pattern]:
     if difference.shape[T] >= ENOUGH and difference[0].size > 1:
         mean = difference.mean(axis=T, keepdims=True)
         sentence = f"the same vector added at every position{where}, of size {np.sqrt(np.mean(mean**2)):.3g}"
-        yield Pattern("vector", sentence, {"vector": mean.ravel().tolist()[:64]}, seen.within(lambda x: x + mean))
+        yield Pattern("vector", sentence, {"vector": mean.ravel().tolist()[:LISTED]}, seen.within(lambda x: x + mean))
     last = difference.ndim - 1
     if last != T and difference.shape[last] >= ENOUGH and difference.size > difference.shape[last]:
         means = difference.mean(axis=last, keepdims=True)
         sentence = f"one number added to all channels, another at each position{where}: {numbers(means.ravel())}"
         change = seen.within(lambda x: x + means)
-        yield Pattern("offset along T", sentence, {"offsets": means.ravel().tolist()[:64]}, change)
+        yield Pattern("offset along T", sentence, {"offsets": means.ravel().tolist()[:LISTED]}, change)
     if seen.ids_TA is None or seen.axes not in ("TAF", "TAD"):
         return
     whole = seen.got - seen.expected

@@ -1,6 +1,6 @@
 """Does the check find what it should? Every mistake made in a real backend, checked and asked for its cause."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -50,20 +50,24 @@ def good_prompt(checkpoint: Checkpoint, seed: int = 0, least: int = 40) -> tuple
 
 
 def selftest(
-    checkpoint: Checkpoint, mode: str = "float32", progress: Callable[[str], None] | None = None
+    checkpoint: Checkpoint,
+    mode: str = "float32",
+    progress: Callable[[str], None] | None = None,
+    only: Collection[str] | None = None,
 ) -> dict[str, Any]:
     """Inject every mistake that acts on the checkpoint into the Numba path and check it; the matrix as JSON.
 
     In mode bfloat16 every tap of the backend is kept in that format; q8 is the backend's own mode. Mistakes that are
-    roundings to bfloat16 are left out there, and those that no prompt here shows (`hidden`) everywhere.
+    roundings to bfloat16 are left out there, and those that no prompt here shows (`hidden`) everywhere. `only` are
+    the ids to inject.
     """
     if mode not in MODES:
         raise GoldenError(f"selftest has no profile {mode!r}", expected=", ".join(MODES))
     profile = profile_named(mode)
     golden = _golden(checkpoint, good_prompt(checkpoint))
-    visible = shown_by(golden, checkpoint, profile)
+    acting = [m for m in CATALOGUE.values() if m.acts(checkpoint) and (only is None or m.id in only)]
+    visible = shown_by(golden, checkpoint, acting, profile)
     prompts = dict.fromkeys(visible, golden)
-    acting = [mistake for mistake in CATALOGUE.values() if mistake.acts(checkpoint)]
     if any(len(golden.provenance.tokens) < m.needs(checkpoint.config).tokens <= LONG for m in acting):
         longer = _golden(checkpoint, good_prompt(checkpoint, least=LONG))
         prompts |= dict.fromkeys(shown_by(longer, checkpoint, profile, set(visible)), longer)

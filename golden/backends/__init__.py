@@ -14,7 +14,11 @@ Progress = Callable[[str], None] | None
 
 
 class Backend(Protocol):
-    """An engine with a checkpoint loaded."""
+    """An engine with a checkpoint loaded.
+
+    It may have a method `weights()` too, which answers the weights that it decoded, by canonical name: they are
+    compared before any tap (golden/weights.py).
+    """
 
     name: str
     profile: str  # a key of assay.golden.noise.PROFILES: how it computes by design

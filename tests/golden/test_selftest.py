@@ -11,6 +11,8 @@ from assay.golden.mistakes.injections import INJECTIONS
 from assay.golden.noise import PROFILES
 from assay.golden.record import record
 from assay.golden.selftest import selftest
+from assay.golden.tiny_model import TINY
+from assay.loaders import open_checkpoint
 from tests.checkpoint_files import opened, with_weight
 
 
@@ -23,6 +25,17 @@ def test_every_mistake_is_found_and_named_in_float32(name: str, at_least: int) -
     assert bad == []
 
 
+SOME = ("rope-neighbours", "sinks-twice", "window-one-more", "clamp-missing", "expert-down-transposed", "head-tied")
+
+
+@pytest.mark.parametrize("mode", ["bfloat16", "q8"])
+def test_under_more_noise_they_are_found_and_named_too(mode: str) -> None:
+    """A few: `python -m tests.golden.mistakes.matrix cpu` does all."""
+    result = selftest(open_checkpoint(TINY), mode, only=SOME)
+    assert (result["clean"], result["injected"], result["profile"]) == ("match", len(SOME), mode)
+    assert (result["found"], result["right_tap"], result["named_alone"]) == (len(SOME),) * 3
+
+
 def test_every_injection_is_of_a_mistake_in_the_catalogue() -> None:
     assert set(INJECTIONS) <= set(CATALOGUE)
 
@@ -32,7 +45,8 @@ def test_an_unknown_profile_is_refused() -> None:
         selftest(opened("gpt_oss/hf"), "int4")
 
 
-def test_coverage_says_what_a_short_prompt_hides_and_gives_tokens_that_show_it() -> None:
+def test_coverage_says_what_a_short_prompt_hides_and_gives_tokens_that_show_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("assay.golden.coverage.LONGEST", 60)
     checkpoint = opened("gpt_oss/hf")
     engine = open_backend("reference", checkpoint)
     short = coverage(record(checkpoint, engine, [5, 9, 3]), checkpoint)
@@ -46,7 +60,7 @@ def test_coverage_says_what_a_short_prompt_hides_and_gives_tokens_that_show_it()
     assert {"window-one-more", "positions-restart", "cache-rolled"} <= set(suggestion["shows"]) <= set(hidden)
     again = coverage(record(checkpoint, engine, suggestion["tokens"], chunks=suggestion["chunks"]), checkpoint)
     assert set(again["visible"]) == {*short["visible"], *suggestion["shows"]}  # what it promises, it shows
-    assert "rope-positions-bfloat16" in suggestion["shows"]
+    assert hidden["rope-positions-bfloat16"]["tokens"] == 258  # more than is suggested here
 
 
 def test_the_token_whose_embedding_is_smallest_is_suggested_for_epsilon() -> None:

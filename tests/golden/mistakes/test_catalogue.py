@@ -54,6 +54,11 @@ def test_every_mistake_acts_on_some_checkpoint() -> None:
     assert [id for id in idle if not id.endswith(known)] == []
 
 
+def test_the_docs_have_a_row_for_each() -> None:
+    text = (Path(__file__).parents[3] / "docs" / "mistakes.md").read_text()
+    assert [id for id in CATALOGUE if f"| `{id}` |" not in text] == []
+
+
 def test_an_unknown_id_lists_the_near_ones() -> None:
     with pytest.raises(GoldenError, match="sinks-missing"):
         mistake_named("sink-missing")
