@@ -70,7 +70,8 @@ def selftest(
     prompts = dict.fromkeys(visible, golden)
     if any(len(golden.provenance.tokens) < m.needs(checkpoint.config).tokens <= LONG for m in acting):
         longer = _golden(checkpoint, good_prompt(checkpoint, least=LONG))
-        prompts |= dict.fromkeys(shown_by(longer, checkpoint, profile, set(visible)), longer)
+        rest = [mistake for mistake in acting if mistake.id not in visible]
+        prompts |= dict.fromkeys(shown_by(longer, checkpoint, rest, profile), longer)
     rows = []
     for id, prompt in prompts.items():
         if id in INJECTIONS and not (mode == "bfloat16" and CATALOGUE[id].grain):
