@@ -156,6 +156,20 @@ def goldens_in(root: Path) -> Goldens:
     return golden
 
 
+_checked: dict[tuple[str, str, str], tuple[int, dict[str, Any]]] = {}  # the tests of causes look at the same reports
+
+
+def checked(
+    goldens: Goldens, patch: pytest.MonkeyPatch, family: str, mistake: Mistake, mode: str
+) -> tuple[int, dict[str, Any]]:
+    """Exit status and report of the check of a mistake, made once."""
+    key = family, mistake.name, mode
+    if key not in _checked:
+        inject(mistake.apply, patch)
+        _checked[key] = check(goldens(family), mode)
+    return _checked[key]
+
+
 def same_step(tap: str) -> set[str]:
     """The kinds of tap that a mistake which first acts at `tap` may show at."""
     kind = tap.rsplit(".", 1)[-1]
@@ -166,9 +180,7 @@ def same_step(tap: str) -> set[str]:
 def test_mistake_is_found_where_it_first_acts(
     goldens: Goldens, monkeypatch: pytest.MonkeyPatch, family: str, mistake: Mistake, mode: str
 ) -> None:
-    golden = goldens(family)
-    inject(mistake.apply, monkeypatch)
-    status, report = check(golden, mode)
+    status, report = checked(goldens, monkeypatch, family, mistake, mode)
     first = report["first_divergence"]
     assert (status, report["verdict"], first and first["tap"]) == (1, "diverges", mistake.tap)
     assert first["worst_position"] >= mistake.needs - 1

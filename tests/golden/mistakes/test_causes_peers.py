@@ -9,7 +9,7 @@ from tests.golden import injected_layers as layers
 from tests.golden import injected_more as more
 from tests.golden.injected_outside import OUTSIDE
 from tests.golden.injection import check, inject
-from tests.golden.test_injected_mistakes_peers import CASES, Goldens, Mistake, goldens
+from tests.golden.test_injected_mistakes_peers import CASES, Goldens, Mistake, checked, goldens
 
 pytestmark = pytest.mark.peers
 __all__ = ["goldens"]
@@ -90,9 +90,7 @@ def test_the_mistake_is_named(
     mistake: Mistake,
     mode: str,
 ) -> None:
-    golden = goldens(family)
-    inject(mistake.apply, monkeypatch)
-    _, report = check(golden, mode)
+    _, report = checked(goldens, monkeypatch, family, mistake, mode)
     cause = report["cause"]
     assert report["first_divergence"]["tap"] == mistake.tap
     assert (cause and cause["id"]) == twin(family, mistake), cause
