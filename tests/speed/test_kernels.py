@@ -3,14 +3,14 @@
 import numpy as np
 import pytest
 
-from assay.fast.cpu.rows import KINDS, encoded_rows
+from assay.fast.cpu.rows import encoded_rows
 from assay.fast.cpu.weights import Linear
-from assay.fast.quantised import ENCODINGS
+from assay.fast.quantised import ENCODINGS, SUPERBLOCK_ENCODINGS
 from assay.loaders.quantise import encoder_of
-from assay.reference.precision import round_q8
+from assay.reference.precision import round_q8, round_q8_K
 from assay.reference.weights import Tensor
+from tests.fast.models import quantised_tensor
 from tests.speed.conftest import Time
-from tests.speed.random_blocks import K_QUANTS, random_blocks
 
 pytestmark = pytest.mark.speed
 
@@ -27,7 +27,7 @@ ENCODERS = {
     "affine4, MLX": "affine4/64",
     "affine8, MLX": "affine8/64",
 }
-NAMES = [*ENCODERS, *(name for name in K_QUANTS if any(name == known for known, _ in KINDS))]
+NAMES = [*ENCODERS, *SUPERBLOCK_ENCODINGS]
 I = 2880 // 256 * 256  # noqa: E741 - gpt-oss's width, rounded so that blocks of 256 fit
 POOL = 64  # rows that are encoded; the matrix repeats them
 UNCACHED = 96 << 20  # bytes that no cache holds: a product with one column reads them from memory
@@ -37,8 +37,9 @@ MANY_ROWS = 5760
 def tensor_of(name: str, rows: int) -> Tensor:
     """A matrix [rows, I] of random weights."""
     rng = np.random.default_rng(0)
-    if name in K_QUANTS:
-        encoding, parts = random_blocks(name, rng, POOL, I)
+    if name in SUPERBLOCK_ENCODINGS:  # which nothing here can encode
+        pool = quantised_tensor(rng, name, (POOL, I), name)
+        encoding, parts = pool.encoding, pool.parts
     else:
         encoder = encoder_of(ENCODERS[name])
         parts = encoder.encode(rng.normal(0, I**-0.5, (POOL, I)).astype(np.float32))
@@ -63,7 +64,8 @@ CASES = [
     (name, mode, T)
     for name in NAMES
     for mode in ("exact", "q8")
-    if mode == "exact" or encoding_name(name) in ENCODINGS  # q8 computes the others as exact does
+    if mode == "exact"
+    or encoding_name(name) in ENCODINGS + SUPERBLOCK_ENCODINGS  # q8 computes the others as exact does
     for T in (1, 3, 12, 64)
 ]
 
@@ -85,6 +87,7 @@ def test_product(time: Time, quick: bool, name: str, mode: str, T: int) -> None:
         seconds=0.5,
     )
     w_OI = small.decode().astype(np.float64)
-    x_TI = (round_q8(x_TI) if mode == "q8" else x_TI).astype(np.float64)
+    rounded = round_q8_K if name in SUPERBLOCK_ENCODINGS else round_q8
+    x_TI = (rounded(x_TI) if mode == "q8" else x_TI).astype(np.float64)
     want = np.tile(x_TI @ w_OI.T, rows // POOL)
     np.testing.assert_array_less(np.abs(got - want), np.tile(2e-6 * (np.abs(x_TI) @ np.abs(w_OI).T), rows // POOL))
