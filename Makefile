@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test peers lint wheel-test types bench bench-compare bench-once clean
+.PHONY: demo test test-lanes peers lint wheel-test types bench bench-compare bench-once clean
 
 demo: .venv/ready   ## set up and run the main job on the bundled tiny model
 	$(BIN)/assay demo
@@ -13,6 +13,12 @@ test: .venv/ready   ## set up and pass the tests that need no peer
 
 peers: .venv/peers  ## the tests against transformers, mlx-lm and llama.cpp, and of the HTML report in chromium
 	ASSAY_NO_SKIP=1 ASSAY_LLAMA_CPP=$$(cat .venv/llama_cpp_source) $(BIN)/python -m pytest -m peers
+
+# every kernel without x86's instructions, and with each bound checked
+LANE_TESTS := tests/fast/cpu/test_simd.py tests/fast/cpu/test_layouts.py tests/fast/cpu/test_quantise.py tests/fast/cpu/test_products.py
+test-lanes: .venv/ready
+	ASSAY_CPU=portable $(BIN)/python -m pytest -q $(LANE_TESTS)
+	ASSAY_CPU_CHECK=1 $(BIN)/python -m pytest -q $(LANE_TESTS)
 
 lint: .venv/lint    ## ruff, and mypy on the built wheel
 	$(BIN)/ruff check .

@@ -234,6 +234,7 @@ def _until(stop: frozenset[int], tokens: Iterator[int]) -> Iterator[int]:
 
 def _step(checkpoint: "Checkpoint", backend: str, mode: str, threads: int | None) -> "Step":
     """An engine that remembers what it has run."""
+    from assay.cli.shared import messages
     from assay.reference.config import LongRopeScaling
     from assay.reference.generate import remembering
 
@@ -246,6 +247,8 @@ def _step(checkpoint: "Checkpoint", backend: str, mode: str, threads: int | None
     from assay.fast.cpu.batch import forward_batch
 
     engine = _cpu_model(checkpoint, mode, threads)
+    for notice in engine.notices:
+        messages.print(f"[dim]cpu: {notice}[/]")
     # LongRoPE's factors follow from where a pass ends: there a prompt is one pass, as in the oracle
     longest = config.max_position_embeddings if isinstance(config.rope_scaling, LongRopeScaling) else PROMPT_PIECE
 

@@ -3,7 +3,7 @@
 from assay.reference.weights import Tensor
 
 BLOCK, SUPERBLOCK = 32, 256
-ENCODINGS = ("MXFP4", "Q8_0", "Q4_0", "Q4_1", "affine4", "affine8")
+ENCODINGS = ("MXFP4", "Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "affine4", "affine8")
 SUPERBLOCK_ENCODINGS = ("Q4_K", "Q5_K", "Q6_K")
 
 

@@ -17,13 +17,15 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 
+from assay.fast.cpu.engine import CpuModel
 from assay.golden.backends import open_backend
 from assay.golden.check import check
 from assay.golden.noise import profile_named
 from assay.golden.record import record
 from assay.loaders import Checkpoint, open_checkpoint
+from assay.reference.generate import Sampling, generate
 from assay.reference.taps import default_taps
-from tests.test_smollm2_peers import greedy, oracle_greedy, quiet_stderr, smollm2
+from tests.test_smollm2_peers import NEW_TOKENS, greedy, oracle_greedy, quiet_stderr, smollm2
 
 pytestmark = pytest.mark.peers
 
@@ -112,3 +114,21 @@ def test_greedy_continuation_is_llama_cpp_s_on_the_same_weights_in_float32(quant
     checkpoint = quantised.checkpoint
     ids = checkpoint.tokenizer.encode(PROMPTS[quantised.name]).ids
     assert oracle_greedy(checkpoint, ids) == greedy(quantised.in_float32, ids, checkpoint.stop_tokens)
+
+
+@pytest.mark.parametrize("quantised", ["Q4_K_M", "Q5_K_M", "Q6_K"], indirect=True)
+def test_the_cpu_path_computes_it_in_both_modes(quantised: Quantised) -> None:
+    """Each tensor within its allowance, and in float32 the oracle's text: the one that is llama.cpp's in float32."""
+    checkpoint = quantised.checkpoint
+    ids = checkpoint.tokenizer.encode(TEXT).ids
+    golden = record(checkpoint, open_backend("reference", checkpoint), ids)
+    for mode in ("exact", "q8"):
+        backend = open_backend("cpu", checkpoint, mode)
+        taps = backend.run(ids, [len(ids) - 2, 1, 1], golden.taps)  # by tiles, and token by token
+        assert check(golden, checkpoint, taps, "cpu", profile_named(backend.profile)).verdict == "match"
+    prompt = checkpoint.tokenizer.encode(PROMPTS[quantised.name]).ids
+    model = CpuModel(checkpoint.config, checkpoint.tensors)
+    past = model.new_cache()
+    step = lambda new: model.forward(new, cache=past)  # noqa: E731
+    text = list(generate(step, prompt, NEW_TOKENS, Sampling(), frozenset(checkpoint.stop_tokens)))
+    assert text == greedy(quantised.in_float32, prompt, checkpoint.stop_tokens)

@@ -16,6 +16,8 @@ from assay.fast.cpu.rows import (
     Q4_0,
     Q4_1,
     Q4_K,
+    Q5_0,
+    Q5_1,
     Q5_K,
     Q6_K,
     Q8_0,
@@ -127,6 +129,20 @@ def decode_q4_1(codes, out):
         for j in range(16):
             y[b, j] = d * np.float32(blocks[b, 4 + j] & 15) + m
             y[b, j + 16] = d * np.float32(blocks[b, 4 + j] >> 4) + m
+
+
+@kernel
+def decode_q5(codes, minimum, out):
+    """Twin of `ggml.Q5_0`, d (q - 16), and with a `minimum` of `ggml.Q5_1`, d q + m; fifth bits precede the nibbles."""
+    n = len(out) // 32
+    blocks, y, first = codes.reshape(n, len(codes) // n), out.reshape(n, 32), 8 if minimum else 6
+    for b in range(n):
+        block = blocks[b]
+        d, m = half_at(block, 0), half_at(block, 2) if minimum else np.float32(0)
+        for j in range(32):
+            fifth = block[first - 4 + j // 8] >> j % 8 & 1
+            code = block[first + j % 16] >> 4 * (j // 16) & 15 | fifth << 4
+            y[b, j] = d * np.float32(code) + m if minimum else d * (np.float32(code) - np.float32(16))
 
 
 @kernel
@@ -265,6 +281,8 @@ def decode_row(rows, r, out):
         decode_q4_0(codes, out)
     elif rows.kind == Q4_1:
         decode_q4_1(codes, out)
+    elif rows.kind in (Q5_0, Q5_1):
+        decode_q5(codes, rows.kind == Q5_1, out)
     elif rows.kind in (Q4_K, Q5_K):
         decode_q4_k_or_q5_k(codes, rows.kind == Q5_K, out)
     elif rows.kind == Q6_K:

@@ -31,6 +31,7 @@ class CpuModel:
     are, so that any chunking gives the same bits (with LongRoPE: within the original context, where the factors
     do not change on the way). Mode `q8` rounds the inputs of products with quantised weights to int8, as ggml
     does; results depend on the chunks' lengths in the last bits. `threads` None leaves Numba's own setting.
+    `notices` says which weights could not stay encoded.
     """
 
     def __init__(
@@ -46,6 +47,7 @@ class CpuModel:
         self.threads = threads
         self._weights = cast_weights(config, tensors, mode)
         self._token = TokenPass(config, self._weights)
+        self.notices = self._weights.notices
 
     def new_cache(self) -> CpuCache:
         """An empty cache for one sequence."""

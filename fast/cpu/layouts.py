@@ -8,15 +8,28 @@ from collections.abc import Callable
 from typing import Any
 
 from assay.fast.cpu.lanes import Block, Layout
-from assay.fast.cpu.rows import AFFINE4, AFFINE8, MXFP4_ADJACENT, MXFP4_SPLIT, Q4_0, Q4_1, Q4_K, Q5_K, Q6_K, Q8_0
+from assay.fast.cpu.rows import (
+    AFFINE4,
+    AFFINE8,
+    MXFP4_ADJACENT,
+    MXFP4_SPLIT,
+    Q4_0,
+    Q4_1,
+    Q4_K,
+    Q5_0,
+    Q5_1,
+    Q5_K,
+    Q6_K,
+    Q8_0,
+)
 
 Word = Callable[[int], Any]
 
 # what is added to a code to make it unsigned, and what one counts; whether elements 2j and 2j + 1 share a byte
-OFFSET = {MXFP4_SPLIT: 12, MXFP4_ADJACENT: 12, Q8_0: 128, Q4_0: 8, Q6_K: 32}
+OFFSET = {MXFP4_SPLIT: 12, MXFP4_ADJACENT: 12, Q8_0: 128, Q4_0: 8, Q5_0: 16, Q6_K: 32}
 UNIT = {MXFP4_SPLIT: 0.5, MXFP4_ADJACENT: 0.5}
 ADJACENT = (MXFP4_ADJACENT, AFFINE4)
-BIASED = (Q4_1, Q4_K, Q5_K, AFFINE4, AFFINE8)
+BIASED = (Q4_1, Q5_1, Q4_K, Q5_K, AFFINE4, AFFINE8)
 SUPERBLOCKS = (Q4_K, Q5_K, Q6_K)  # multiply inputs rounded in blocks of 256
 
 E2M1_DOUBLED = bytes(value + 12 for value in (0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12))
@@ -66,6 +79,28 @@ def q4_1(word: Word, a: Any) -> list[Block]:
     return [(nibbles(word, 4), a.half(word(0)), a.half(word(0) >> 16))]
 
 
+def fifth_bits(bits: Any, i: int) -> Any:
+    """Bits 4i to 4i + 3 of 32, the fifth bits of four codes."""
+    four = bits >> 4 * i & 15
+    return ((four | four << 7 | four << 14 | four << 21) & 0x01010101) << 4
+
+
+def five_bits(word: Word, start: int) -> list[Any]:
+    """32 codes: 32 fifth bits, then 16 bytes of nibbles."""
+    bits = word(start)
+    return [code | fifth_bits(bits, i) for i, code in enumerate(nibbles(word, start + 4))]
+
+
+def q5_0(word: Word, a: Any) -> list[Block]:
+    """d, then the codes."""
+    return [(five_bits(word, 2), a.half(word(0)), None)]
+
+
+def q5_1(word: Word, a: Any) -> list[Block]:
+    """d, m, then the codes."""
+    return [(five_bits(word, 4), a.half(word(0)), a.half(word(0) >> 16))]
+
+
 def six_bit_pairs(word: Word, a: Any) -> list[tuple[Any, Any]]:
     """The scale and the bias of eight sub-blocks, from d, dmin and 12 bytes (see `reference.formats.kquants`)."""
     d, dmin = a.half(word(0)), a.half(word(0) >> 16)
@@ -113,6 +148,8 @@ LAYOUTS = {
     Q8_0: Layout(34, 2, q8_0),
     Q4_0: Layout(18, 2, q4_0),
     Q4_1: Layout(20, 4, q4_1),
+    Q5_0: Layout(22, 2, q5_0),
+    Q5_1: Layout(24, 2, q5_1),
     AFFINE4: Layout(16, 1, affine4),
     AFFINE8: Layout(32, 1, affine8),
     Q4_K: Layout(144, 1, q4_k),

@@ -21,6 +21,8 @@ from assay.fast.cpu.rows import (
     Q4_0,
     Q4_1,
     Q4_K,
+    Q5_0,
+    Q5_1,
     Q5_K,
     Q6_K,
     Q8_0,
@@ -42,6 +44,7 @@ HAS_BIAS = np.isin(np.arange(max(LAYOUTS) + 1), BIASED)
 decode_mxfp4_split = lanes.decoder(LAYOUTS[MXFP4_SPLIT])
 decode_mxfp4_adjacent = lanes.decoder(LAYOUTS[MXFP4_ADJACENT])
 decode_q8_0, decode_q4_0, decode_q4_1 = (lanes.decoder(LAYOUTS[kind]) for kind in (Q8_0, Q4_0, Q4_1))
+decode_q5_0, decode_q5_1 = (lanes.decoder(LAYOUTS[kind]) for kind in (Q5_0, Q5_1))
 decode_q4_k, decode_q5_k, decode_q6_k = (lanes.decoder(LAYOUTS[kind]) for kind in (Q4_K, Q5_K, Q6_K))
 decode_affine4, decode_affine8 = (lanes.decoder(LAYOUTS[kind]) for kind in (AFFINE4, AFFINE8))
 powers_of_two = lanes.side_decoder(1, lanes.EMITTED.power_of_two)
@@ -88,6 +91,10 @@ def decode_tile(rows, first, count, begin, n, codes, scales, biases):
         decode_q4_0(rows.codes, at, stride, last, codes, scales, biases, stored)
     elif kind == Q4_1:
         decode_q4_1(rows.codes, at, stride, last, codes, scales, biases, stored)
+    elif kind == Q5_0:
+        decode_q5_0(rows.codes, at, stride, last, codes, scales, biases, stored)
+    elif kind == Q5_1:
+        decode_q5_1(rows.codes, at, stride, last, codes, scales, biases, stored)
     elif kind == Q4_K:
         decode_q4_k(rows.codes, at, stride, last, codes, scales, biases, stored)
     elif kind == Q5_K:

@@ -12,9 +12,11 @@ from typing import NamedTuple
 import numpy as np
 
 from assay.loaders.errors import CheckpointError
+from assay.reference import formats
 from assay.reference.weights import Tensor
 
-F32, F16, BF16, Q8_0, Q4_0, Q4_1, MXFP4_SPLIT, MXFP4_ADJACENT, AFFINE4, AFFINE8, Q4_K, Q5_K, Q6_K = range(13)
+F32, F16, BF16, Q8_0, Q4_0, Q4_1, MXFP4_SPLIT, MXFP4_ADJACENT, AFFINE4, AFFINE8 = range(10)
+Q4_K, Q5_K, Q6_K, Q5_0, Q5_1 = range(10, 15)
 
 # by the encoding's name and the parts it has: two layouts of MXFP4 share the name
 KINDS = {
@@ -24,6 +26,8 @@ KINDS = {
     ("Q8_0", ("blocks",)): Q8_0,
     ("Q4_0", ("blocks",)): Q4_0,
     ("Q4_1", ("blocks",)): Q4_1,
+    ("Q5_0", ("blocks",)): Q5_0,
+    ("Q5_1", ("blocks",)): Q5_1,
     ("Q4_K", ("blocks",)): Q4_K,
     ("Q5_K", ("blocks",)): Q5_K,
     ("Q6_K", ("blocks",)): Q6_K,
@@ -44,10 +48,15 @@ BLOCK = {
     MXFP4_ADJACENT: (16, 32),
     AFFINE4: (1, 2),
     AFFINE8: (1, 1),
+    Q5_0: (22, 32),
+    Q5_1: (24, 32),
     Q4_K: (144, 256),
     Q5_K: (176, 256),
     Q6_K: (210, 256),
 }
+
+
+PIECE = 1 << 22  # elements that `in_float32` decodes at a time
 
 
 class Rows(NamedTuple):
@@ -93,9 +102,30 @@ def encoded_rows(tensor: Tensor) -> Rows:
     return rows
 
 
-def _kind(tensor: Tensor) -> int:
+def has_kernel(tensor: Tensor) -> bool:
+    """Whether `encoded_rows` takes the tensor's encoding."""
+    return _known_kind(tensor) is not None
+
+
+def in_float32(tensor: Tensor) -> Tensor:
+    """The tensor decoded by its own encoding, some rows at a time: what is decoded is all that takes memory."""
+    values = np.empty(tensor.shape, np.float32)
+    step = max(1, PIECE * tensor.shape[0] // tensor.size)
+    try:
+        for begin in range(0, tensor.shape[0], step):
+            values[begin : begin + step] = tensor[begin : begin + step].decode()
+    except ValueError:  # the rows of a permuted tensor cannot be chosen before decoding
+        values = tensor.decode()
+    return Tensor(tensor.name, tensor.shape, formats.F32, {"values": values}, tensor.stored_as, tensor.layout)
+
+
+def _known_kind(tensor: Tensor) -> int | None:
     name = tensor.encoding.name.split("/")[0]  # "affine4/64": the group size is read from the scales
-    kind = KINDS.get((name, tuple(sorted(tensor.parts))))
+    return KINDS.get((name, tuple(sorted(tensor.parts))))
+
+
+def _kind(tensor: Tensor) -> int:
+    kind = _known_kind(tensor)
     if kind is None:
         raise CheckpointError(
             f"no CPU kernel for encoding {tensor.encoding.name} with parts {sorted(tensor.parts)}",

@@ -31,7 +31,18 @@ def _has_instructions() -> bool:
     return all(features.get(name, False) for name in ("avx512vnni", "avx512bw", "avx512vbmi"))
 
 
-LANE = "avx512vnni" if _has_instructions() and os.environ.get("ASSAY_CPU") != "portable" else "portable"
+def _lane() -> str:
+    wanted = os.environ.get("ASSAY_CPU", "")
+    if wanted not in ("", "portable", "avx512vnni"):
+        raise RuntimeError(f"ASSAY_CPU={wanted}: expected portable or avx512vnni, or nothing for what the CPU has")
+    if wanted == "avx512vnni" and not _has_instructions():
+        raise RuntimeError(
+            "ASSAY_CPU=avx512vnni: this CPU lacks AVX-512 BW, VBMI or VNNI; leave the variable out, or set portable"
+        )
+    return wanted or ("avx512vnni" if _has_instructions() else "portable")
+
+
+LANE = _lane()
 
 
 class Vector(types.Type):

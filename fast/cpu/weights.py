@@ -13,7 +13,7 @@ from assay.fast.cpu.groups import Groups, one_group
 from assay.fast.cpu.linear import grouped_linear
 from assay.fast.cpu.products import product
 from assay.fast.cpu.quantise import Panels, quantise
-from assay.fast.cpu.rows import Rows, encoded_rows
+from assay.fast.cpu.rows import Rows, encoded_rows, has_kernel, in_float32
 from assay.fast.inputs import WeightSource
 from assay.fast.quantised import input_block
 from assay.reference.config import Config
@@ -59,19 +59,20 @@ Layer: TypeAlias = layers.Layer[np.ndarray, Linear, np.ndarray]  # sinks: -inf w
 
 @dataclass(frozen=True)
 class Weights:
-    """All weights of a model."""
+    """All weights of a model, and what a user should know about how they are held."""
 
     embed: Rows
     layers: tuple[Layer, ...]
     final_norm: np.ndarray
     head: Linear
+    notices: tuple[str, ...]
 
 
 def cast_weights(config: Config, tensors: Mapping[str, Tensor], mode: str = "exact") -> Weights:
-    """The weights under canonical names, ready for the kernels of a mode; only norms, biases and sinks are decoded.
+    """The weights under canonical names, ready for the kernels of a mode.
 
-    Raises CheckpointError for a tensor that is missing, misshapen or in an encoding without a kernel:
-    kernels check no bounds.
+    Norms, biases, sinks, and matrices in an encoding without a kernel are decoded. Raises CheckpointError for a
+    tensor that is missing or misshapen: kernels check no bounds.
     """
     cast = _Cast(config, tensors, mode)
     return Weights(
@@ -79,6 +80,9 @@ def cast_weights(config: Config, tensors: Mapping[str, Tensor], mode: str = "exa
         layers=tuple(layers.cast_layer(config, cast, i) for i in range(config.num_hidden_layers)),
         final_norm=cast.vector("model.norm.weight"),
         head=cast.linear("model.embed_tokens" if config.tie_word_embeddings else "lm_head"),
+        notices=tuple(
+            f"no kernel for {name}: {len(names)} tensors held in float32" for name, names in cast.held.items()
+        ),
     )
 
 
@@ -88,10 +92,15 @@ class _Cast(WeightSource):
     def __init__(self, config: Config, tensors: Mapping[str, Tensor], mode: str) -> None:
         super().__init__(config, tensors)
         self.mode, self.heads = mode, config.num_attention_heads
+        self.held: dict[str, set[str]] = {}  # the tensors that have to be decoded, by encoding
 
     def rows(self, name: str) -> Rows:
-        """An encoded tensor."""
-        return encoded_rows(self.take(name))
+        """A tensor as it is stored, or in float32 if its encoding has no kernel."""
+        tensor = self.take(name)
+        if has_kernel(tensor):
+            return encoded_rows(tensor)
+        self.held.setdefault(tensor.encoding.name, set()).add(name)
+        return encoded_rows(in_float32(tensor))
 
     def vector(self, name: str) -> np.ndarray:
         """A small tensor, decoded whole to one axis."""

@@ -1,5 +1,6 @@
 """The Numba path as a backend."""
 
+import sys
 from collections.abc import Collection, Mapping
 
 import numba
@@ -23,6 +24,8 @@ class CpuBackend:
         self.versions = {"numba": numba.__version__, "numpy": np.__version__}
         self.profile = {"exact": "float32", "q8": "q8"}[mode]
         self.model = CpuModel(checkpoint.config, checkpoint.tensors, mode=mode)
+        for notice in self.model.notices:
+            print(f"assay: cpu: {notice}", file=sys.stderr)
 
     def run(
         self, tokens: list[int], chunks: list[int], names: Collection[str], progress: Progress = None

@@ -14,6 +14,8 @@ from assay.reference.formats import (
     Q4_0,
     Q4_1,
     Q4_K,
+    Q5_0,
+    Q5_1,
     Q5_K,
     Q6_K,
     Q8_0,
@@ -106,8 +108,8 @@ def quantised_tensor(rng: np.random.Generator, name: str, shape: tuple[int, ...]
         scale = (deviation[..., 0] * 12**0.5 / 2**bits).astype(np.float16)
         parts = {"scales": scale, "biases": (-scale * 2.0 ** (bits - 1)).astype(np.float16)}
         return Tensor(name, shape, AffineGroups(bits, 32, F16), parts | {"weight": bytes_of(I * bits // 8).view("<u4")})
-    if encoding in K_QUANTS:
-        return Tensor(name, shape, K_QUANTS[encoding][0], {"blocks": _k_blocks(bytes_of, shape, encoding)})
+    if encoding in BLOCKS:
+        return Tensor(name, shape, BLOCKS[encoding][0], {"blocks": _blocks(bytes_of, shape, encoding)})
     record, steps = {"Q8_0": (Q8_0, 256), "Q4_0": (Q4_0, 16), "Q4_1": (Q4_1, 16)}[encoding]
     d = (deviation * 12**0.5 / steps).astype("<f2")
     fields = [d.view(np.uint8), bytes_of(I // 32, 32 if record is Q8_0 else 16)]
@@ -117,16 +119,18 @@ def quantised_tensor(rng: np.random.Generator, name: str, shape: tuple[int, ...]
 
 
 # the record, where d is, and dmin if there is one, and what they are over the elements' standard deviation
-K_QUANTS = {
+BLOCKS = {
+    "Q5_0": (Q5_0, {0: 1 / 9.2}),
+    "Q5_1": (Q5_1, {0: 1 / 9.2, 2: -15.5 / 9.2}),
     "Q4_K": (Q4_K, {0: 1 / 260, 2: 7.5 / 260}),
     "Q5_K": (Q5_K, {0: 1 / 527, 2: 15.5 / 527}),
     "Q6_K": (Q6_K, {208: 1 / 1366}),
 }
 
 
-def _k_blocks(bytes_of: Callable[..., np.ndarray], shape: tuple[int, ...], encoding: str) -> np.ndarray:
-    record, fields = K_QUANTS[encoding]
-    blocks = bytes_of(shape[-1] // 256, record.nbytes)
+def _blocks(bytes_of: Callable[..., np.ndarray], shape: tuple[int, ...], encoding: str) -> np.ndarray:
+    record, fields = BLOCKS[encoding]
+    blocks = bytes_of(shape[-1] // record.elements, record.nbytes)
     for field, share in fields.items():
         blocks[..., field : field + 2] = np.array([shape[-1] ** -0.5 * share], "<f2").view(np.uint8)
     return blocks

@@ -18,6 +18,8 @@ from assay.reference.formats import (
     Q4_0,
     Q4_1,
     Q4_K,
+    Q5_0,
+    Q5_1,
     Q5_K,
     Q6_K,
     Q8_0,
@@ -25,7 +27,7 @@ from assay.reference.formats import (
 )
 from assay.reference.weights import Tensor
 
-BLOCKS = [Q8_0, Q4_0, Q4_1, Q4_K, Q5_K, Q6_K, MXFP4_BLOCKS]
+BLOCKS = [Q8_0, Q4_0, Q4_1, Q5_0, Q5_1, Q4_K, Q5_K, Q6_K, MXFP4_BLOCKS]
 
 
 def raw(shape, dtype=np.uint8):
@@ -122,7 +124,7 @@ def test_gguf_decodes_the_same(record):
     rng = np.random.default_rng(0)
     blocks = rng.integers(0, 256, (3, 2, record.nbytes), dtype=np.uint8)
     first = 208 if record is Q6_K else 0
-    scales = 4 if record in (Q4_1, Q4_K, Q5_K) else 2
+    scales = 4 if record in (Q4_1, Q5_1, Q4_K, Q5_K) else 2
     blocks[..., first : first + scales] = rng.normal(size=(3, 2, scales // 2)).astype("<f2").view(np.uint8)
     if record is MXFP4_BLOCKS:
         blocks[..., 0] = rng.integers(0, 255, (3, 2))

@@ -7,17 +7,23 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from assay.fast.cpu.lanes import ROWS, fetched
-from assay.fast.cpu.layouts import LAYOUTS, OFFSET, UNIT
+from assay.fast.cpu.layouts import BIASED, LAYOUTS, OFFSET, UNIT
 from assay.fast.cpu.products import CHUNK, decode_tile
 from assay.fast.cpu.quantise import GRAINS
-from assay.fast.cpu.rows import BLOCK, MXFP4_SPLIT, Q4_0, Q4_1, Q4_K, Q5_K, Q6_K, Q8_0, encoded_rows
+from assay.fast.cpu.rows import BLOCK, MXFP4_SPLIT, Q4_0, Q4_1, Q4_K, Q5_0, Q5_1, Q5_K, Q6_K, Q8_0, encoded_rows
 from assay.reference import formats
 from assay.reference.weights import Tensor
 
 RECORDS = {
     MXFP4_SPLIT: formats.MXFP4_BLOCKS,
-    **{kind: getattr(formats, name) for kind, name in ((Q8_0, "Q8_0"), (Q4_0, "Q4_0"), (Q4_1, "Q4_1"))},
-    **{kind: getattr(formats, name) for kind, name in ((Q4_K, "Q4_K"), (Q5_K, "Q5_K"), (Q6_K, "Q6_K"))},
+    Q8_0: formats.Q8_0,
+    Q4_0: formats.Q4_0,
+    Q4_1: formats.Q4_1,
+    Q5_0: formats.Q5_0,
+    Q5_1: formats.Q5_1,
+    Q4_K: formats.Q4_K,
+    Q5_K: formats.Q5_K,
+    Q6_K: formats.Q6_K,
 }
 
 
@@ -86,7 +92,7 @@ def test_as_emitted(kind, count, data):
     codes = codes[: 512 * n].reshape(blocks_n, -1, ROWS, 4).transpose(0, 1, 3, 2).reshape(blocks_n, -1, ROWS)
     scales, biases = scales[: 16 * blocks_n].reshape(-1, 16), biases[: 16 * blocks_n].reshape(-1, 16)
     with np.errstate(all="ignore"):
-        got = weights(kind, codes, scales, biases if kind in (Q4_1, Q4_K, Q5_K) else None)
+        got = weights(kind, codes, scales, biases if kind in BIASED else None)
         want = tensor.decode()[1 : 1 + count, 32 * begin : 32 * (begin + n)]
         assert_same_weights(got, want[np.minimum(np.arange(ROWS), count - 1)])
 

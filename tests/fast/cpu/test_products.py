@@ -16,7 +16,8 @@ from assay.reference.weights import Tensor
 from tests.fast.cpu.poison import poisoned
 from tests.fast.models import quantised_tensor
 
-ENCODINGS = ["MXFP4", "MXFP4_BLOCKS", "Q8_0", "Q4_0", "Q4_1", "affine4", "affine8", "Q4_K", "Q5_K", "Q6_K"]
+GGUF = ["MXFP4_BLOCKS", "Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q4_K", "Q5_K", "Q6_K"]
+ENCODINGS = [*GGUF, "MXFP4", "affine4", "affine8"]
 # Each block's integers are exact; the sum of up to 90 blocks in float32, each rounded three times, with the bias's
 # term once more, stays far below this share of the sum of magnitudes (1e-6 is 17 U; the largest seen is 5 U).
 ALLOWANCE = 1e-6
@@ -105,10 +106,10 @@ def test_columns_alone(encoding):
 
 # Where codes start, and those that stand for the second term, of products that are a sum of two: with the codes and
 # with the biases, or, row by row, with codes made unsigned and with what that added.
-TERMS = {"Q4_1": (4, 0), "Q4_K": (16, 0), "Q5_K": (16, 0), "Q8_0": (2, 0x80), "MXFP4_BLOCKS": (1, 0xFF)}
+TERMS = {"Q4_1": (4, 0), "Q5_1": (4, 0), "Q4_K": (16, 0), "Q5_K": (16, 0), "Q8_0": (2, 0x80), "MXFP4_BLOCKS": (1, 0xFF)}
 
 
-@pytest.mark.parametrize("encoding", ["MXFP4_BLOCKS", "Q8_0", "Q4_0", "Q4_1", "Q4_K", "Q5_K", "Q6_K"])
+@pytest.mark.parametrize("encoding", GGUF)
 @settings(max_examples=25, deadline=None)
 @given(data=st.data(), T=st.sampled_from([1, 3, 5, 14]))
 def test_any_bytes(encoding, data, T):

@@ -187,3 +187,17 @@ if simd.CHECKED:
         assert out.startswith("portable")
     else:
         assert "vector beyond the end" in out
+
+
+@pytest.mark.parametrize(("value", "message"), [("sse2", "expected portable"), ("avx512vnni", "lacks AVX-512")])
+def test_a_lane_that_is_not_there(value, message):
+    """By name, and by processor: this one is told that it has no features."""
+    code = """
+import llvmlite.binding
+llvmlite.binding.get_host_cpu_features = dict
+import assay.fast.cpu.simd
+"""
+    env = os.environ | {"ASSAY_CPU": value}
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env)
+    assert run.returncode == 1
+    assert message in run.stderr.splitlines()[-1]
