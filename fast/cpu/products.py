@@ -8,7 +8,7 @@ import numpy as np
 
 from assay.fast.cpu import dots, lanes
 from assay.fast.cpu.groups import Groups
-from assay.fast.cpu.jit import get_num_threads, kernel, parallel_kernel, prange
+from assay.fast.cpu.jit import get_num_threads, kernel, leaf, parallel_kernel, prange
 from assay.fast.cpu.layouts import BIASED, LAYOUTS
 from assay.fast.cpu.quantise import BLOCK, FEW, GRAINS, NO_ROWS, PANEL, Panels, panel_width
 from assay.fast.cpu.rows import (
@@ -227,9 +227,28 @@ def outputs(rows, first_row, first, count, panels, begin, end, y_row, bias, y):
         tile_product(rows, first_row, first, count, panels, begin, end, y_row, bias, y)
 
 
+@leaf
+def rows_in_registers(rows, first_row, first, count, p, k, bias, y):
+    """`rows_times_column` of the encodings in `ROW_BY_ROW`; allocates nothing."""
+    at, blocks = p.at[k], rows.columns // BLOCK
+    step = (blocks + 3) // 4 * 4
+    for r in range(first, first + count):
+        row = (first_row + r) * rows.codes_stride
+        if rows.kind == MXFP4_SPLIT:
+            mxfp4_row_1(rows.codes, row, blocks, p.codes, p.scale, p.correction, p.sums, at, step, y, r)
+        elif rows.kind == Q4_1:
+            q4_1_row_1(rows.codes, row, blocks, p.codes, p.scale, p.correction, p.sums, at, step, y, r)
+        else:
+            q8_0_row_1(rows.codes, row, blocks, p.codes, p.scale, p.correction, p.sums, at, step, y, r)
+        y[r] += bias[r]
+
+
 @kernel
 def rows_times_column(rows, first_row, first, count, panels, k, bias, y):
     """Outputs first .. first + count of one matrix for column k of `quantise.empty_columns`, to the vector y."""
+    if rows.kind == MXFP4_SPLIT or rows.kind == Q8_0 or rows.kind == Q4_1:
+        rows_in_registers(rows, first_row, first, count, panels, k, bias, y)
+        return
     y_1O = y.reshape((1, len(y)))
     for start in range(first, first + count, ROWS):
         n = min(ROWS, first + count - start)
