@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pytest
 
 from tests.golden.injected_attention import change_attention, permute_pairs, rope_with, set_positions
@@ -82,9 +83,10 @@ def activated(change: Callable[[Any, Any, Any], Any]) -> Apply:
 
 def routed(choose: Callable[["torch.Tensor", int], tuple[Any, Any]]) -> Apply:
     """Weights and ids by the router's logits and the number of experts."""
-    import torch
 
     def route(router: Any, hidden: "torch.Tensor") -> tuple[Any, Any, Any]:
+        import torch
+
         logits = torch.nn.functional.linear(hidden, router.weight, router.bias)
         return logits, *choose(logits, router.top_k)
 
@@ -166,11 +168,9 @@ def both(change: Callable[["torch.Tensor"], "torch.Tensor"]) -> Apply:
     return each_experts(apply)
 
 
-def in_groups(order: Callable[["torch.Tensor"], "torch.Tensor"]) -> Apply:
+def in_groups(order: Callable[[np.ndarray], np.ndarray]) -> Apply:
     """Inputs of the experts' matrices in another order within each 32."""
-    import torch
-
-    places = order(torch.arange(32))
+    places = order(np.arange(32)).tolist()
     return both(lambda w: w.unflatten(1, (-1, 32))[:, :, places].flatten(1, 2))
 
 

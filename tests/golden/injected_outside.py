@@ -58,9 +58,9 @@ def heads(change: Change) -> Apply:
 
 
 def noise(size: float) -> Change:
-    import torch
-
     def change(x: "torch.Tensor") -> "torch.Tensor":
+        import torch
+
         generator = torch.Generator().manual_seed(5)
         return x + size * x.float().std().to(x.dtype) * torch.randn(x.shape, generator=generator).to(x.dtype)
 
