@@ -104,7 +104,7 @@ def group_by_group(round: Round, scale_OG: np.ndarray, x: np.ndarray, weight_IO:
     element_GIO = weight_IO.reshape(G, -1, weight_IO.shape[1]) / np.where(scale_GO == 0, 1, scale_GO)[:, None]
     sums = []
     for columns in _tiles(x_GRI.shape[1], weight_IO.shape[1]):
-        total_RO = np.float32(0)
+        total_RO = np.zeros((x_GRI.shape[1], 1), np.float32)
         for x_RI, element_IO, scale_O in zip(x_GRI, element_GIO[..., columns], scale_GO[:, columns], strict=True):
             part_RO = _summed(round, x_RI, element_IO)
             part_RO *= scale_O

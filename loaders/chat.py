@@ -27,10 +27,10 @@ def chat_tokens(checkpoint: Checkpoint, messages: Sequence[Mapping[str, str]]) -
     if checkpoint.format == "gguf":
         metadata = read_gguf(checkpoint.path).metadata
         ids = {name: metadata.get(f"tokenizer.ggml.{name}_token_id") for name in ("bos", "eos")}
-        special = {f"{name}_token": "" if i is None else _token(checkpoint, i) for name, i in ids.items()}
+        special = {f"{name}_token": _token(checkpoint, i) if isinstance(i, int) else "" for name, i in ids.items()}
+        template = metadata.get(KEY)
     else:
-        metadata, special = templates_of(checkpoint.path), _special_tokens(checkpoint.path)
-    template = metadata.get(KEY)
+        template, special = templates_of(checkpoint.path).get(KEY), _special_tokens(checkpoint.path)
     if not isinstance(template, str):
         raise CheckpointError(
             "no chat template here", where=checkpoint.path, remedy="give the whole text with --prompt"

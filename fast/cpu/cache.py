@@ -78,7 +78,8 @@ class LayerCache:
         slots = self.slots
         if self.window != NO_WINDOW and end - first > len(slots.v):
             start = first // LANES * LANES
-            slots = empty_slots(end - start, *slots.v.shape[1:], start=start)
+            _, K, C = slots.v.shape
+            slots = empty_slots(end - start, K, C, start)
             slots.put(np.arange(first, self.length), *self.slots.get(np.arange(first, self.length)))
         slots.put(np.arange(self.length, end), k_TKC, v_TKC)
         return slots

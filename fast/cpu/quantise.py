@@ -30,9 +30,9 @@ NO_ROWS = np.zeros(64, np.int64)
 INFINITE = np.int32(0x7F800000)
 
 
-KINDS = np.arange(max(LAYOUTS) + 1)
+KINDS = range(max(LAYOUTS) + 1)
 SUPER, APART = np.isin(KINDS, SUPERBLOCKS), np.isin(KINDS, ADJACENT)
-GRAINS = np.where(KINDS == Q6_K, 2, 1)  # scales to a block of 32 weights
+GRAINS = np.where(np.equal(KINDS, Q6_K), 2, 1)  # scales to a block of 32 weights
 OFFSETS = np.array([OFFSET.get(kind, 0) for kind in KINDS], np.int32)
 UNITS = np.array([UNIT.get(kind, 1.0) for kind in KINDS], np.float32)
 

@@ -51,8 +51,11 @@ def address(array: np.ndarray) -> int:
 
 
 def _rows(rows: Rows) -> tuple[int, ...]:
-    parts = ((rows.codes, rows.codes_stride, rows.codes_bytes), (rows.scales, rows.scales_stride, rows.scales_bytes))
-    parts += ((rows.biases, rows.biases_stride, rows.biases_bytes),)
+    parts = (
+        (rows.codes, rows.codes_stride, rows.codes_bytes),
+        (rows.scales, rows.scales_stride, rows.scales_bytes),
+        (rows.biases, rows.biases_stride, rows.biases_bytes),
+    )
     fields = [(address(data), data.size, stride, length) for data, stride, length in parts]
     return (rows.kind, rows.columns, rows.groups, rows.side_kind, *(number for part in fields for number in part))
 
@@ -86,13 +89,12 @@ def layer_records(weights: Weights) -> np.ndarray:
 def model_record(config: Config, weights: Weights) -> np.ndarray:
     """The rest of the model, one record. `weights` must outlive it."""
     record = np.zeros(1, MODEL)
-    sparse = isinstance(config, GptOssConfig)
     record["embed"], record["head"] = _rows(weights.embed), _matrix(weights.head)
     record["final_norm"], record["eps"] = address(weights.final_norm), config.rms_norm_eps
     record["D"], record["F"] = config.hidden_size, config.intermediate_size
     record["H"], record["K"] = config.num_attention_heads, config.num_key_value_heads
     record["C"], record["A"], record["N"] = config.head_dim, 1, 0
-    if sparse:
+    if isinstance(config, GptOssConfig):
         record["A"], record["N"] = config.num_experts_per_tok, config.num_local_experts
         record["alpha"], record["limit"] = config.swiglu_alpha, config.swiglu_limit
     return record

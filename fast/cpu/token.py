@@ -316,7 +316,8 @@ class Workspace:
         self.work = np.zeros(1, WORK)
         for name, columns in zip(("in_D", "in_HC", "in_F"), inputs, strict=True):
             self.work[0][name] = panels_record(columns)
-        self.past, self._slots = np.zeros(0, PAST), []
+        self.past = np.zeros(0, PAST)
+        self._slots: list = []
         self.use(taps)
 
     def use(self, taps: Taps) -> None:

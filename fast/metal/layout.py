@@ -61,7 +61,8 @@ def packed(tensor: Tensor) -> Packed | None:
         encoding, parts = MXFP4, recode(encoding, parts, MXFP4)
         return _microscaled(MXFP4, parts["blocks"], parts["scales"], rows)
     if encoding in AFFINE_OF:
-        encoding, parts = AFFINE_OF[encoding], recode(encoding, parts, AFFINE_OF[encoding])
+        affine = AFFINE_OF[encoding]
+        encoding, parts = affine, recode(encoding, parts, affine)
         if not all(np.isfinite(parts[name]).all() for name in ("scales", "biases")):
             return None  # infinity less infinity
     if isinstance(encoding, AffineGroups) and encoding.group_size in AFFINE_GROUPS:
