@@ -46,7 +46,7 @@ class CpuModel:
         self.config = config
         self.threads = threads
         self._weights = cast_weights(config, tensors, mode)
-        self._token = TokenPass(config, self._weights)
+        self._token = TokenPass(config, self._weights, threads or jit.get_num_threads())
         self.notices = self._weights.notices
 
     def new_cache(self) -> CpuCache:

@@ -36,7 +36,7 @@ from assay.reference.taps import tap_table
 
 EMBED, NORM, QKV, TURN, ATTEND, HEADS, OUT, MLP_NORM, ROUTER, CHOOSE, GATE_UP, ACT, DOWN, FINAL_NORM, HEAD = range(15)
 LEAST_BYTES = 1 << 14  # of weights in a job: some 1 us, ten times what handing out a job costs
-MOST_JOBS = 64  # of a phase
+JOBS_A_THREAD = 2  # of a phase: few, for a job that reads but 9 KB ends when the prefetching of its rows begins to pay
 
 
 class Taps(NamedTuple):
@@ -257,13 +257,13 @@ def _run_on_threads(threads, run_at, schedule, counters, model, layers, past, wo
         call_at(run_at, (schedule, counters, model, layers, past, work, token, position, cos, sin))
 
 
-def _rows_a_job(linears: list[Linear], count: int, least: int = 1) -> int:
+def _rows_a_job(linears: list[Linear], count: int, threads: int) -> int:
     """How many rows of some matrices side by side make a job, of `count` in all."""
     row_bytes = sum(linear.rows.codes_bytes + linear.rows.scales_bytes + linear.rows.biases_bytes for linear in linears)
-    return max(least, -(-LEAST_BYTES // max(row_bytes, 1)), -(-count // MOST_JOBS))
+    return max(-(-LEAST_BYTES // max(row_bytes, 1)), -(-count // (JOBS_A_THREAD * threads)))
 
 
-def _schedule(config: Config, weights: Weights) -> np.ndarray:
+def _schedule(config: Config, weights: Weights, threads: int) -> np.ndarray:
     """The phases of a token, int64 [phases, 5]: first job, first of the next, phase, layer, rows a job."""
     phases: list[tuple[int, ...]] = []
 
@@ -272,7 +272,7 @@ def _schedule(config: Config, weights: Weights) -> np.ndarray:
         phases.append((start, start + jobs, phase, layer, step))
 
     def add_rows(phase: int, layer: int, linears: list[Linear], count: int, times: int = 1) -> None:
-        step = _rows_a_job(linears, count * times)
+        step = _rows_a_job(linears, count * times, threads)
         add(phase, layer, -(-count // step) * times, step)
 
     H, D = config.num_attention_heads, config.hidden_size
@@ -337,11 +337,11 @@ class Workspace:
 class TokenPass:
     """A model as `run` takes it."""
 
-    def __init__(self, config: Config, weights: Weights) -> None:
+    def __init__(self, config: Config, weights: Weights, threads: int) -> None:
         self.config = config
         self._weights = weights  # the records hold addresses in it
         self._model, self._layers = model_record(config, weights), layer_records(weights)
-        self._schedule = _schedule(config, weights)
+        self._schedule = _schedule(config, weights, threads)
         self._widths = self._tap_widths()
         self._run_at: int | None = None
 
