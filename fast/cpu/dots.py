@@ -4,82 +4,104 @@ The machine's dot product of bytes wants one unsigned side: codes of weights are
 carries a correction, an integer, that takes the codes' offset back exactly.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from llvmlite import ir
 
-from assay.fast.cpu import simd
+from assay.fast.cpu import lanes, simd
 from assay.fast.cpu.layouts import E2M1_DOUBLED
 from assay.fast.cpu.simd import BYTES, F32, FLOATS, FLOATS4, I32, INTS, INTS4, cgutils, intrinsic, types
 
-
-def _in_first_lanes(builder: Any, four: Any) -> Any:
-    """16 elements: each of the four in the first lane of its block's four, zeros in the others."""
-    zero = ir.Constant(four.type, None)
-    return simd._shuffle(builder, four, zero, [i // 4 if i % 4 == 0 else 4 for i in range(16)])
+FOURS = [4 * (i % 4) + i // 4 for i in range(16)]  # words of four blocks, one block after the other: one word of each
+EACH = [0, 1, 2, 3] * 4  # what belongs to four blocks, beside their words in that order
 
 
-def row_product(columns: int, nbytes: int, group: Callable[[Any, Callable], tuple[Any, Any, Any, Any]]) -> Any:
-    """An intrinsic that multiplies one row, decoded in registers, with C = `columns` columns alone.
+AHEAD = 2048  # bytes: what the processor fetches by itself comes later than these kernels need it (10 to 20 %)
+
+
+def _first_lanes(builder: Any, four: Any) -> Any:
+    """Four elements as the first of 16, the others zero: each beside one word of its block."""
+    return simd._shuffle(builder, four, ir.Constant(four.type, None), [0, 1, 2, 3] + [4] * 12)
+
+
+def row_product(nbytes: int, parts: Callable, whole: Callable) -> Any:
+    """An intrinsic that multiplies one row, decoded in registers, with one column alone.
 
     Its arguments: the bytes, where the row begins, its number of blocks of `nbytes`; the panels' codes, scale,
-    correction and sums, the slot where the first column begins and the number of slots to the next; the results, and
-    the place of the first. `group(builder, load)` decodes four blocks: unsigned codes, 16 of each block's first half
-    and of its second, the four scales, and biases if it has any; load(type, offset) fetches the same bytes of all four.
+    correction and sums, and the slot where the column begins; the results, and the place of this one.
+    `whole(builder, load)` and `parts(builder, load)` decode four blocks: unsigned codes, a word of each in turn, from
+    each block's first half and from its second; the scales of the four, four times; and four biases if it has any. In
+    the one load(type, offset) fetches from the four blocks as they follow each other; in the other, which those at a
+    row's end take and machines without byte permutations, the same bytes of all four.
     """
 
     @intrinsic
-    def multiply(typing_context, data, place, blocks, inputs, scale, correction, sums, at, stride, out, to):
+    def multiply(typing_context, data, place, blocks, inputs, scale, correction, sums, at, out, to):
         def emit(context, builder, signature, args):
-            data, place, blocks, inputs, scale, correction, sums, at, stride, out, to = args
+            data, place, blocks, inputs, scale, correction, sums, at, out, to = args
             types_ = signature.args
             constant = lambda value: ir.Constant(place.type, value)  # noqa: E731
             last = builder.sub(blocks, constant(1))
-            totals = [cgutils.alloca_once_value(builder, ir.Constant(FLOATS.llvm, None)) for _ in range(columns)]
-            with cgutils.for_range(builder, builder.add(builder.sdiv(last, constant(4)), constant(1))) as loop:
+            total = cgutils.alloca_once_value(builder, ir.Constant(FLOATS.llvm, None))
+
+            def array_at(byte):
+                return builder.gep(context.make_array(types_[0])(context, builder, data).data, [byte])
+
+            def load_whole(group):
+                start = builder.add(place, builder.mul(group, constant(4 * nbytes)))
+                return lambda target, offset: simd._load(
+                    context, builder, types_[0], data, builder.add(start, constant(offset)), target
+                )
+
+            def load_parts(group):
                 starts = []
                 for k in range(4):
                     # beyond a row's last block the inputs' scale is 0: read the last again, not what lies behind it
-                    n = builder.add(builder.mul(loop.index, constant(4)), constant(k))
+                    n = builder.add(builder.mul(group, constant(4)), constant(k))
                     n = builder.select(builder.icmp_signed("<", n, last), n, last)
                     starts.append(builder.add(place, builder.mul(n, constant(nbytes))))
+                return lambda target, offset: [
+                    simd._load(context, builder, types_[0], data, builder.add(start, constant(offset)), target)
+                    for start in starts
+                ]
 
-                def load(target, offset):
-                    places = [builder.add(start, constant(offset)) for start in starts]
-                    return [simd._load(context, builder, types_[0], data, at, target) for at in places]
+            def add_group(group, low, high, scales, biases):
+                slot = builder.add(at, builder.mul(group, constant(4)))
+                first = builder.mul(slot, constant(32))
+                dot = _first_lanes(builder, simd._load(context, builder, types_[5], correction, slot, INTS4.llvm))
+                for codes, x in ((low, first), (high, builder.add(first, constant(64)))):
+                    x = simd._load(context, builder, types_[3], inputs, x, BYTES.llvm)
+                    dot = simd._dot_bytes(builder, dot, codes, x)
+                factor = simd._load(context, builder, types_[4], scale, slot, FLOATS4.llvm)
+                factor = builder.fmul(scales, simd._shuffle(builder, factor, factor, EACH))
+                sum_ = simd._multiply_add(builder, builder.sitofp(dot, FLOATS.llvm), factor, builder.load(total))
+                if biases is not None:
+                    term = builder.fmul(biases, simd._load(context, builder, types_[6], sums, slot, FLOATS4.llvm))
+                    sum_ = builder.fadd(sum_, _first_lanes(builder, term))
+                builder.store(sum_, total)
 
-                low, high, scales, biases = group(builder, load)
-                for c, total in enumerate(totals):
-                    slot = builder.add(at, builder.mul(stride, constant(c)))
-                    slot = builder.add(slot, builder.mul(loop.index, constant(4)))
-                    first = builder.mul(slot, constant(32))
-                    second = builder.add(first, constant(64))
-                    start = simd._load(context, builder, types_[5], correction, slot, INTS4.llvm)
-                    dot = _in_first_lanes(builder, start)
-                    for codes, x in ((low, first), (high, second)):
-                        x = simd._load(context, builder, types_[3], inputs, x, BYTES.llvm)
-                        dot = simd._dot_bytes(builder, dot, codes, x)
-                    factor = builder.fmul(scales, simd._load(context, builder, types_[4], scale, slot, FLOATS4.llvm))
-                    factor = simd._shuffle(builder, factor, factor, [i // 4 for i in range(16)])
-                    sum_ = simd._multiply_add(builder, builder.sitofp(dot, FLOATS.llvm), factor, builder.load(total))
-                    if biases is not None:
-                        term = builder.fmul(biases, simd._load(context, builder, types_[6], sums, slot, FLOATS4.llvm))
-                        sum_ = builder.fadd(sum_, _in_first_lanes(builder, term))
-                    builder.store(sum_, total)
-            for c, total in enumerate(totals):
-                at_c = simd._pointer(context, builder, types_[9], out, builder.add(to, constant(c)), F32)
-                builder.store(simd._sum(builder, builder.load(total)), at_c)
+            groups = builder.add(builder.sdiv(last, constant(4)), constant(1))
+            begin = builder.sdiv(blocks, constant(4)) if simd.LANE != "portable" else constant(0)
+            if simd.LANE != "portable":
+                with cgutils.for_range(builder, begin) as loop:
+                    start = builder.add(place, builder.mul(loop.index, constant(4 * nbytes)))
+                    simd._prefetch(builder, array_at(builder.add(start, constant(AHEAD))))
+                    add_group(loop.index, *whole(builder, load_whole(loop.index)))
+            with cgutils.for_range(builder, groups, start=begin) as loop:
+                add_group(loop.index, *parts(builder, load_parts(loop.index)))
+            at = simd._pointer(context, builder, types_[8], out, to, F32)
+            builder.store(simd._sum(builder, builder.load(total)), at)
             return context.get_dummy_value()
 
         int64 = types.int64
-        arrays = (inputs, scale, correction, sums)
-        return types.none(data, int64, int64, *arrays, int64, int64, out, int64), emit
+        return types.none(data, int64, int64, inputs, scale, correction, sums, int64, out, int64), emit
 
     return multiply
 
 
 SIXTEEN = ir.VectorType(simd.I8, 16)
+HALFWORDS = ir.VectorType(simd.I16, 32)
 
 
 def _four(builder: Any, elements: Sequence[Any]) -> Any:
@@ -89,32 +111,185 @@ def _four(builder: Any, elements: Sequence[Any]) -> Any:
     return vector
 
 
-def _nibbles(builder: Any, load: Callable, offset: int) -> tuple[Any, Any]:
-    both = simd._join(builder, load(SIXTEEN, offset))
-    return builder.and_(both, simd._splat(BYTES.llvm, 15)), builder.lshr(both, simd._splat(BYTES.llvm, 4))
+def _by_fours(builder: Any, blocks: Sequence[Any]) -> Any:
+    """16 bytes of each of four blocks, in words of each in turn."""
+    words = builder.bitcast(simd._join(builder, blocks), INTS.llvm)
+    return builder.bitcast(simd._shuffle(builder, words, words, FOURS), BYTES.llvm)
 
 
 def _halves4(builder: Any, load: Callable, offset: int) -> Any:
     return simd._half(builder, _four(builder, load(simd.I16, offset)))
 
 
-def mxfp4_group(builder: Any, load: Callable) -> tuple[Any, Any, Any, None]:
-    """Four blocks of MXFP4 in GGUF's layout."""
-    table = ir.Constant(BYTES.llvm, [*E2M1_DOUBLED] * 4)
-    low, high = (simd._lookup(builder, table, codes) for codes in _nibbles(builder, load, 1))
-    return low, high, simd._power_of_two(builder, _four(builder, load(simd.I8, 0))), None
+def _each(builder: Any, four: Any) -> Any:
+    return simd._shuffle(builder, four, four, EACH)
 
 
-def q8_0_group(builder: Any, load: Callable) -> tuple[Any, Any, Any, None]:
-    """Four blocks of Q8_0."""
-    halves = [simd._join(builder, load(SIXTEEN, offset)) for offset in (2, 18)]
+def _picked(builder: Any, load: Callable, starts: tuple[int, int], first: int, step: int) -> Any:
+    """The same as `_by_fours` for 16 bytes from `first` + k `step` on, out of 64 bytes from each of two places on."""
+    places = [first + step * (word % 4) + 4 * (word // 4) + i for word in range(16) for i in range(4)]
+    a, b = starts
+    picks = [place - a if place < a + 64 else place - b + 64 for place in places]
+    return simd._shuffle(builder, load(BYTES.llvm, a), load(BYTES.llvm, b), picks)
+
+
+def _picked_halves(builder: Any, load: Callable, starts: tuple[int, int], step: int, count: int, first: int = 0) -> Any:
+    """float16 from `first` + k `step` on, k = 0 .. 3 and again, as floats."""
+    a, b = (builder.bitcast(load(BYTES.llvm, start), HALFWORDS) for start in starts)
+    places = [first + step * (i % 4) for i in range(count)]
+    picks = [(place - starts[0]) // 2 if place < starts[0] + 64 else (place - starts[1]) // 2 + 32 for place in places]
+    words = simd._shuffle(builder, a, b, picks)
+    return simd._half(builder, builder.zext(words, ir.VectorType(I32, count)))
+
+
+def mxfp4_parts(builder: Any, load: Callable) -> tuple[Any, Any, Any, None]:
+    """Blocks of MXFP4 in GGUF's layout: the scale's byte, then 16 of codes."""
+    codes = _by_fours(builder, load(SIXTEEN, 1))
+    low, high = (simd._lookup_nibbles(builder, E2M1_DOUBLED, codes, shift) for shift in (0, 4))
+    return low, high, _each(builder, simd._power_of_two(builder, _four(builder, load(simd.I8, 0)))), None
+
+
+def mxfp4_whole(builder: Any, load: Callable) -> tuple[Any, Any, Any, None]:
+    """68 bytes of them."""
+    codes = _picked(builder, load, (0, 4), 1, 17)
+    low, high = (simd._lookup_nibbles(builder, E2M1_DOUBLED, codes, shift) for shift in (0, 4))
+    zero = ir.Constant(BYTES.llvm, None)
+    # each scale's byte as a word's third: 7 bits from where a float has its exponent
+    picks = [17 * (place // 4 % 4) if place % 4 == 2 else 64 for place in range(64)]
+    exponents = builder.bitcast(simd._shuffle(builder, load(BYTES.llvm, 0), zero, picks), INTS.llvm)
+    return low, high, simd._float_of_exponent(builder, builder.shl(exponents, simd._splat(INTS.llvm, 7))), None
+
+
+def q8_0_parts(builder: Any, load: Callable) -> tuple[Any, Any, Any, None]:
+    """Blocks of Q8_0: d, then 32 signed codes."""
+    halves = [_by_fours(builder, load(SIXTEEN, offset)) for offset in (2, 18)]
     low, high = (builder.xor(half, simd._splat(BYTES.llvm, 128)) for half in halves)
-    return low, high, _halves4(builder, load, 0), None
+    return low, high, _each(builder, _halves4(builder, load, 0)), None
 
 
-def q4_1_group(builder: Any, load: Callable) -> tuple[Any, Any, Any, Any]:
-    """Four blocks of Q4_1."""
-    return *_nibbles(builder, load, 4), _halves4(builder, load, 0), _halves4(builder, load, 2)
+def q8_0_whole(builder: Any, load: Callable) -> tuple[Any, Any, Any, None]:
+    """136 bytes of them."""
+    halves = [_picked(builder, load, starts, first, 34) for starts, first in (((0, 64), 2), ((18, 72), 18))]
+    low, high = (builder.xor(half, simd._splat(BYTES.llvm, 128)) for half in halves)
+    return low, high, _picked_halves(builder, load, (0, 64), 34, 16), None
+
+
+def _nibbles(builder: Any, both: Any) -> tuple[Any, Any]:
+    return builder.and_(both, simd._splat(BYTES.llvm, 15)), builder.lshr(both, simd._splat(BYTES.llvm, 4))
+
+
+def q4_1_parts(builder: Any, load: Callable) -> tuple[Any, Any, Any, Any]:
+    """Blocks of Q4_1: d, m, then 16 bytes of codes."""
+    codes = _nibbles(builder, _by_fours(builder, load(SIXTEEN, 4)))
+    return *codes, _each(builder, _halves4(builder, load, 0)), _halves4(builder, load, 2)
+
+
+def q4_1_whole(builder: Any, load: Callable) -> tuple[Any, Any, Any, Any]:
+    """80 bytes of them."""
+    codes = _nibbles(builder, _picked(builder, load, (0, 16), 4, 20))
+    scales, biases = (_picked_halves(builder, load, (0, 16), 20, count, first) for count, first in ((16, 0), (4, 2)))
+    return *codes, scales, biases
+
+
+def tile_product(layouts: Mapping[int, lanes.Layout], widths: Sequence[int]) -> Any:
+    """An intrinsic that multiplies 16 rows of one of the kinds, decoded in registers, with a panel of C columns.
+
+    Its arguments: the kind and C; the rows' bytes, where the first begins, the stride between them, how many of the 16
+    there are, and their number of blocks of 32, at least `together`; the panel's codes, scale, correction and sums, and
+    where its first block lies in them; what is added to each row, and the results, [., O], of which each column has a
+    row: those from place p on of `y_row`, n of them and the last again; and the first row's place in both.
+    """
+
+    @intrinsic
+    def multiply(
+        typing_context,
+        kind,
+        C,
+        data,
+        at,
+        stride,
+        count,
+        blocks,
+        x,
+        scale,
+        correction,
+        sums,
+        slot,
+        bias,
+        y,
+        y_row,
+        p,
+        n,
+        to,
+    ):
+        def emit(context, builder, signature, args):
+            kind, C, *args = args
+            for known, layout in layouts.items():
+                with builder.if_then(builder.icmp_signed("==", kind, kind.type(known))):
+                    for columns in widths:
+                        with builder.if_then(builder.icmp_signed("==", C, C.type(columns))):
+                            _emit_tile_product(context, builder, signature.args[2:], args, columns, layout)
+            return context.get_dummy_value()
+
+        int64 = types.int64
+        panel = (x, scale, correction, sums, int64)
+        return types.none(int64, int64, data, *[int64] * 4, *panel, bias, y, y_row, int64, int64, int64), emit
+
+    return multiply
+
+
+def _emit_tile_product(context: Any, builder: Any, types_: Any, args: Any, C: int, layout: lanes.Layout) -> None:
+    data, place, stride, count, blocks, *_, at, bias, y, y_row, p, n, to = args
+    constant = lambda value: ir.Constant(place.type, value)  # noqa: E731
+    unit, last = layout.together, builder.sub(count, constant(1))
+    _, outputs = cgutils.unpack_tuple(builder, context.make_array(types_[11])(context, builder, y).shape, 2)
+
+    def everywhere(index: int, at: Any, vector: Any) -> Any:
+        """An element of the panel's codes (5), scale (6), correction (7) or sums (8)."""
+        return simd._broadcast(
+            builder, simd._load(context, builder, types_[index], args[index], at, vector.element), vector
+        )
+
+    def add_block(block: Any, words: list[Any], row_scale: Any, row_bias: Any) -> None:
+        block = builder.add(at, builder.mul(block, constant(C)))
+        first = builder.mul(block, constant(32))
+        for c, total in enumerate(totals):
+            of_c = builder.add(block, constant(c))
+            dot = everywhere(7, of_c, INTS.llvm)
+            for i, word in enumerate(words):
+                four = everywhere(5, builder.add(first, constant(4 * (C * i + c))), INTS.llvm)
+                codes = builder.bitcast(word.value, BYTES.llvm)
+                dot = simd._dot_bytes(builder, dot, codes, builder.bitcast(four, BYTES.llvm))
+            factor = builder.fmul(everywhere(6, of_c, FLOATS.llvm), row_scale)
+            sum_ = builder.load(total)
+            if row_bias is not None:
+                sum_ = simd._multiply_add(builder, row_bias, everywhere(8, of_c, FLOATS.llvm), sum_)
+            builder.store(simd._multiply_add(builder, builder.sitofp(dot, FLOATS.llvm), factor, sum_), total)
+
+    totals = [cgutils.alloca_once_value(builder, ir.Constant(FLOATS.llvm, None)) for _ in range(C)]
+    for total in totals:
+        builder.store(ir.Constant(FLOATS.llvm, None), total)
+    units = builder.sdiv(builder.add(blocks, constant(unit - 1)), constant(unit))
+    with cgutils.for_range(builder, units) as loop:
+        # the last unit ends where the row does: of its blocks those that were there before count for nothing
+        due, begin = builder.mul(loop.index, constant(unit)), builder.sub(blocks, constant(unit))
+        begin = builder.select(builder.icmp_signed("<", due, begin), due, begin)
+        start = builder.add(place, builder.mul(begin, constant(layout.nbytes)))
+        decoded = lanes.emit_blocks(context, builder, types_[0], data, start, stride, last, layout, unit)
+        for s, (words, row_scale, row_bias) in enumerate(decoded):
+            block = builder.add(begin, constant(s))
+            once = builder.uitofp(builder.icmp_signed(">=", block, due), F32)  # as a product it is not made a branch
+            once = simd._broadcast(builder, once, FLOATS.llvm)
+            row_scale, row_bias = (lane and builder.fmul(lane.value, once) for lane in (row_scale, row_bias))
+            add_block(block, words, row_scale, row_bias)
+    there = simd._broadcast(builder, builder.trunc(count, I32), INTS.llvm)
+    there = builder.icmp_signed("<", ir.Constant(INTS.llvm, list(range(16))), there)
+    added = simd._masked_load(context, builder, types_[10], bias, to, there)
+    for c, total in enumerate(totals):
+        column = builder.select(builder.icmp_signed("<", constant(c), n), constant(c), builder.sub(n, constant(1)))
+        row = simd._load(context, builder, types_[12], y_row, builder.add(p, column), simd.I64)
+        at_c = builder.add(builder.mul(row, outputs), to)
+        simd._masked_store(context, builder, types_[11], y, at_c, there, builder.fadd(builder.load(total), added))
 
 
 def panel_product(columns: int, words: int, biased: bool) -> Any:
@@ -150,10 +325,10 @@ def panel_product(columns: int, words: int, biased: bool) -> Any:
             with cgutils.for_range(builder, n) as loop:
                 block = builder.add(at, builder.mul(loop.index, constant(C)))
                 first = builder.mul(block, constant(4 * words))
-                if lone:  # blocks by fours: the first 16 inputs of each, then the others
+                if lone:  # blocks by fours: a word of each in turn
                     inner = builder.and_(block, constant(3))
                     first = builder.add(
-                        builder.mul(builder.sub(block, inner), constant(32)), builder.mul(inner, constant(16))
+                        builder.mul(builder.sub(block, inner), constant(32)), builder.mul(inner, constant(4))
                     )
                 dots = [everywhere(6, correction, block, c, INTS.llvm) for c in range(C)]
                 dots += [ir.Constant(INTS.llvm, None)] * (C * chains - C)
@@ -161,7 +336,7 @@ def panel_product(columns: int, words: int, biased: bool) -> Any:
                 for word in range(words):
                     weights = load(1, codes, codes_at, 64 * word, BYTES.llvm)
                     for c in range(C):
-                        offset = 4 * word + (48 if lone and word >= 4 else 0) if C == 1 else 4 * (C * word + c)
+                        offset = 16 * word if lone else 4 * (C * word + c)
                         four = builder.bitcast(everywhere(4, inputs, first, offset, INTS.llvm), BYTES.llvm)
                         i = c + word % chains * C
                         dots[i] = simd._dot_bytes(builder, dots[i], weights, four)

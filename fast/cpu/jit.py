@@ -82,7 +82,8 @@ def parallel_kernel(function: Callable) -> Callable:
 def address_of(function: Any, arguments: tuple) -> int:
     """Where the machine code of a kernel for arguments of these types lies, for `phases.call_at`."""
     signature = tuple(numba.typeof(argument) for argument in arguments)
-    function.compile(signature)
+    if signature not in function.overloads:
+        function.compile(signature)
     compiled = function.overloads[signature]
     return compiled.library.get_pointer_to_function(compiled.fndesc.llvm_func_name)
 

@@ -5,7 +5,7 @@ offset in the blocks of all rows, and of the arithmetic here. Handed the `Lanes`
 compiled, it emits vector code; handed NumPy's arrays and `NUMPY` (in the tests) it computes the same numbers.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -77,13 +77,12 @@ class Arithmetic:
 
     def power_of_two(self, x: Lanes) -> Lanes:
         """2^(code - 127) of words below 256, NaN for 255."""
-        return Lanes(x.builder, simd._power_of_two(x.builder, x.value))
+        return Lanes(x.builder, simd._float_of_exponent(x.builder, (x << 23).value))
 
-    def look_up(self, table: bytes, x: Lanes) -> Lanes:
-        """Each byte of x, below 16, by its entry in a table."""
+    def look_up(self, table: bytes, x: Lanes, shift: int) -> Lanes:
+        """Each byte's low nibble, or with a shift of 4 its high one, by its entry in a table."""
         b = x.builder
-        entries = ir.Constant(BYTES.llvm, [*table] * 4)
-        return Lanes(b, b.bitcast(simd._lookup(b, entries, b.bitcast(x.value, BYTES.llvm)), INTS.llvm))
+        return Lanes(b, b.bitcast(simd._lookup_nibbles(b, table, b.bitcast(x.value, BYTES.llvm), shift), INTS.llvm))
 
 
 EMITTED = Arithmetic()
@@ -96,12 +95,28 @@ Block = tuple[list[Any], Any, Any]
 class Layout:
     """Stored blocks of `nbytes`; `decode(word, arithmetic)` answers the blocks of weights in one of them.
 
-    `together` stored blocks are decoded at a time, so that what is fetched in 16 bytes is used whole.
+    `together` stored blocks are decoded at a time, so that what is fetched in 16 bytes is used whole. Where `codes`
+    says from which places of a block on 16 bytes are fetched, its first `side` bytes, its scale, come from all blocks
+    together, four bytes in all.
     """
 
     nbytes: int
     together: int
     decode: Callable[[Callable[[int], Any], Any], list[Block]]
+    codes: tuple[int, ...] = ()
+    side: int = 0
+
+    def starts(self, together: int) -> list[int]:
+        """From where 16 bytes at a time are fetched of so many blocks."""
+        if together < self.together or not self.codes:
+            return fetched(self.nbytes * together)
+        return [self.nbytes * s + start for s in range(together) for start in self.codes]
+
+    def sides(self, together: int) -> list[int]:
+        """Where the bytes of the scales lie that are fetched apart, if any are."""
+        if together < self.together:
+            return []
+        return [self.nbytes * s + i for s in range(together) for i in range(self.side)]
 
 
 def fetched(nbytes: int) -> list[int]:
@@ -111,11 +126,18 @@ def fetched(nbytes: int) -> list[int]:
 
 
 class Words:
-    """`word(offset)` of stored blocks of `nbytes` in all, fetched when first asked for."""
+    """`word(offset)` of some stored blocks, fetched when first asked for; of a scale that comes apart its bytes alone.
 
-    def __init__(self, builder: Any, nbytes: int, fetch: Callable[[int], list[Any]]) -> None:
-        self._builder, self._fetch, self._starts = builder, fetch, fetched(nbytes)
+    `fetch(start)` answers the four words from there on, `gather(places)` four bytes of each row as a word.
+    """
+
+    def __init__(self, builder: Any, layout: Layout, together: int, fetch: Callable, gather: Callable) -> None:
+        self._builder, self._fetch, self._starts = builder, fetch, layout.starts(together)
         self._words: dict[int, Any] = {}
+        if places := layout.sides(together):
+            four = gather(places)
+            for i in range(0, len(places), layout.side):
+                self._words[places[i]] = builder.lshr(four, simd._splat(INTS.llvm, 8 * i))
 
     def __call__(self, offset: int) -> Lanes:
         if offset not in self._words:
@@ -149,47 +171,59 @@ def _row_pointers(context: Any, builder: Any, array_type: Any, array: Any, place
 def _prefetch_next_tile(builder: Any, rows: list[Any], stride: Any, nbytes: int) -> None:
     """Ask the memory for the same blocks of the 16 rows that follow: rows side by side are too many streams to guess.
 
-    Beyond the last row that is an address of nothing, which a prefetch may have.
+    Beyond the last row that is an address of nothing, which a prefetch may have. A line for each 64 bytes and not for
+    each begun 64: of rows of 68-byte steps it misses one in 16, and costs half.
     """
     next_tile = builder.mul(stride, ir.Constant(stride.type, ROWS))
     pointer = I8.as_pointer()
     for row in rows:
         for offset in range(0, nbytes, 64):
             at = builder.gep(builder.bitcast(row, pointer), [builder.add(next_tile, ir.Constant(stride.type, offset))])
-            # to read, into the second cache, data
-            simd._call(builder, "llvm.prefetch.p0", ir.VoidType(), at, *(ir.Constant(I32, n) for n in (0, 2, 1)))
+            simd._prefetch(builder, at, 2)
 
 
-def _emit_blocks(context: Any, builder: Any, types_: Any, args: Any, layout: Layout, together: int, unit: Any) -> None:
-    """Stored blocks unit * together and those after it of 16 rows, decoded."""
-    data, place, stride, last, codes, scales, biases = args
-    nbytes, int64 = layout.nbytes * together, place.type
-    place = builder.add(place, builder.mul(unit, ir.Constant(int64, nbytes)))
-    rows = _row_pointers(context, builder, types_[0], data, place, stride, last, nbytes)
-    bytes16 = ir.VectorType(I8, LOADED)
+def emit_blocks(
+    context: Any, builder: Any, data_type: Any, data: Any, place: Any, stride: Any, last: Any, layout: Layout, n: int
+) -> Iterator[Block]:
+    """The n stored blocks from a place on, of 16 rows, decoded, one after the other."""
+    rows = _row_pointers(context, builder, data_type, data, place, stride, last, layout.nbytes * n)
+
+    def of_each_row(start: int, count: int) -> list[Any]:
+        at = [builder.gep(builder.bitcast(row, I8.as_pointer()), [ir.Constant(I32, start)]) for row in rows]
+        return [builder.load(builder.bitcast(p, ir.VectorType(I8, count).as_pointer()), align=1) for p in at]
 
     def fetch(start: int) -> list[Any]:
-        at = [builder.gep(builder.bitcast(row, I8.as_pointer()), [ir.Constant(I32, start)]) for row in rows]
-        vectors = [builder.load(builder.bitcast(p, bytes16.as_pointer()), align=1) for p in at]
+        vectors = of_each_row(start, LOADED)
         return simd._transpose(builder, [simd._join(builder, vectors[i : i + 4]) for i in range(0, ROWS, 4)])
 
-    _prefetch_next_tile(builder, rows, stride, nbytes)
-    word = Words(builder, nbytes, fetch)
-    blocks = [
-        block for s in range(together) for block in layout.decode(lambda at, s=s: word(s * layout.nbytes + at), EMITTED)
-    ]
-    first = builder.mul(unit, ir.Constant(int64, len(blocks)))
+    def gather(places: list[int]) -> Any:
+        vectors, picks = of_each_row(0, 64), [*places, *(64 + place for place in places)]
+        pairs = [simd._shuffle(builder, a, b, picks) for a, b in zip(vectors[::2], vectors[1::2], strict=True)]
+        return builder.bitcast(simd._join(builder, pairs), INTS.llvm)
+
+    _prefetch_next_tile(builder, rows, stride, layout.nbytes * n)
+    word = Words(builder, layout, n, fetch, gather)
+    for s in range(n):
+        yield from layout.decode(lambda at, s=s: word(s * layout.nbytes + at), EMITTED)
+
+
+def _store_blocks(context: Any, builder: Any, types_: Any, args: Any, layout: Layout, together: int, unit: Any) -> None:
+    """Stored blocks unit * together and those after it of 16 rows, decoded, to codes, scales and biases."""
+    data, place, stride, last, codes, scales, biases = args
+    constant = lambda value: ir.Constant(place.type, value)  # noqa: E731
+    place = builder.add(place, builder.mul(unit, constant(layout.nbytes * together)))
+    blocks = list(emit_blocks(context, builder, types_[0], data, place, stride, last, layout, together))
+    first = builder.mul(unit, constant(len(blocks)))
     for number, (words, scale, bias) in enumerate(blocks):
-        block = builder.add(first, ir.Constant(int64, number))
+        block = builder.add(first, constant(number))
         for i, w in enumerate(words):
-            at = builder.add(builder.mul(block, ir.Constant(int64, 64 * len(words))), ir.Constant(int64, 64 * i))
+            at = builder.add(builder.mul(block, constant(64 * len(words))), constant(64 * i))
             builder.store(w.value, simd._pointer(context, builder, types_[4], codes, at, INTS.llvm), align=1)
-        at = builder.mul(block, ir.Constant(int64, ROWS))
+        at = builder.mul(block, constant(ROWS))
         for index, array, value in ((5, scales, scale), (6, biases, bias)):
             if value is not None:
-                builder.store(
-                    value.value, simd._pointer(context, builder, types_[index], array, at, FLOATS.llvm), align=1
-                )
+                to = simd._pointer(context, builder, types_[index], array, at, FLOATS.llvm)
+                builder.store(value.value, to, align=1)
 
 
 def decoder(layout: Layout) -> Any:
@@ -206,10 +240,10 @@ def decoder(layout: Layout) -> Any:
             together = ir.Constant(n.type, layout.together)
             whole = builder.sdiv(n, together)
             with cgutils.for_range(builder, whole) as loop:
-                _emit_blocks(context, builder, signature.args, args, layout, layout.together, loop.index)
+                _store_blocks(context, builder, signature.args, args, layout, layout.together, loop.index)
             if layout.together > 1:
                 with cgutils.for_range(builder, n, start=builder.mul(whole, together)) as loop:
-                    _emit_blocks(context, builder, signature.args, args, layout, 1, loop.index)
+                    _store_blocks(context, builder, signature.args, args, layout, 1, loop.index)
             return context.get_dummy_value()
 
         int64 = types.int64

@@ -44,7 +44,7 @@ def nibbles(word: Word, start: int) -> list[Any]:
 
 def mxfp4_codes(word: Word, a: Any, start: int) -> list[Any]:
     """Twice the value plus 12."""
-    return [a.look_up(E2M1_DOUBLED, code) for code in nibbles(word, start)]
+    return [a.look_up(E2M1_DOUBLED, word(start + 4 * i), shift) for shift in NIBBLES for i in range(4)]
 
 
 def mxfp4_split(word: Word, a: Any) -> list[Block]:
@@ -143,9 +143,9 @@ def q6_k(word: Word, a: Any) -> list[Block]:
 
 
 LAYOUTS = {
-    MXFP4_SPLIT: Layout(17, 4, mxfp4_split),
+    MXFP4_SPLIT: Layout(17, 4, mxfp4_split, codes=(1,), side=1),
     MXFP4_ADJACENT: Layout(16, 1, mxfp4_adjacent),
-    Q8_0: Layout(34, 2, q8_0),
+    Q8_0: Layout(34, 2, q8_0, codes=(2, 18), side=2),
     Q4_0: Layout(18, 2, q4_0),
     Q4_1: Layout(20, 4, q4_1),
     Q5_0: Layout(22, 2, q5_0),

@@ -1,16 +1,17 @@
 """Products of encoded rows with quantised inputs, on the blocks where they lie.
 
 Sixteen rows are decoded, some blocks at a time, to a scratch that stays in the first cache, and meet panels of up
-to 12 columns. Of the encodings whose speed is that of the memory a row is decoded in registers for up to 4 columns.
+to 12 columns. Of the commonest encodings a row is decoded in registers for one column, and 16 rows for one panel.
 """
 
 import numpy as np
 
 from assay.fast.cpu import dots, lanes
 from assay.fast.cpu.groups import Groups
-from assay.fast.cpu.jit import get_num_threads, kernel, leaf, parallel_kernel, prange
+from assay.fast.cpu.jit import address_of, get_num_threads, kernel, leaf, parallel_kernel, prange
 from assay.fast.cpu.layouts import BIASED, LAYOUTS
-from assay.fast.cpu.quantise import BLOCK, FEW, GRAINS, NO_ROWS, PANEL, Panels, panel_width
+from assay.fast.cpu.phases import call_at
+from assay.fast.cpu.quantise import BLOCK, GRAINS, LINE, PANEL, Panels, panel_width
 from assay.fast.cpu.rows import (
     AFFINE4,
     AFFINE8,
@@ -30,8 +31,7 @@ from assay.fast.cpu.rows import (
 )
 
 ROWS = lanes.ROWS  # of a tile: the lanes of a vector
-LINE = 64  # bytes of a cache line, and of a vector
-CHUNK = 32  # blocks of 32 weights that a tile decodes at a time: 16 KB
+CHUNK = 32
 
 STORED = np.zeros(max(LAYOUTS) + 1, np.int64)  # bytes of a stored block
 STORED_BLOCKS = np.ones(max(LAYOUTS) + 1, np.int64)  # blocks of 32 in it
@@ -39,6 +39,10 @@ for _kind, _layout in LAYOUTS.items():
     STORED[_kind] = _layout.nbytes
 for _kind in (Q4_K, Q5_K, Q6_K):
     STORED_BLOCKS[_kind] = 8
+REGISTERS = (MXFP4_SPLIT, Q8_0, Q4_1)  # the kinds that are decoded there
+IN_REGISTERS = np.isin(np.arange(max(LAYOUTS) + 1), REGISTERS)
+FEWEST = max(LAYOUTS[kind].together for kind in REGISTERS)  # blocks that such a tile has at least
+PANELS = 3  # to decode rows anew for each is faster for so many
 HAS_BIAS = np.isin(np.arange(max(LAYOUTS) + 1), BIASED)
 
 decode_mxfp4_split = lanes.decoder(LAYOUTS[MXFP4_SPLIT])
@@ -52,9 +56,10 @@ halves = lanes.side_decoder(2, lanes.EMITTED.half)
 bfloats = lanes.side_decoder(2, lanes.EMITTED.bfloat)
 floats = lanes.side_decoder(4, lanes.EMITTED.float32)
 
-mxfp4_row_1, mxfp4_row_2, mxfp4_row_3, mxfp4_row_4 = (dots.row_product(C, 17, dots.mxfp4_group) for C in (1, 2, 3, 4))
-q4_1_row_1, q4_1_row_2, q4_1_row_3, q4_1_row_4 = (dots.row_product(C, 20, dots.q4_1_group) for C in (1, 2, 3, 4))
-q8_0_row_1, q8_0_row_2, q8_0_row_3, q8_0_row_4 = (dots.row_product(C, 34, dots.q8_0_group) for C in (1, 2, 3, 4))
+mxfp4_row = dots.row_product(17, dots.mxfp4_parts, dots.mxfp4_whole)
+q8_0_row = dots.row_product(34, dots.q8_0_parts, dots.q8_0_whole)
+q4_1_row = dots.row_product(20, dots.q4_1_parts, dots.q4_1_whole)
+tile_times_panel_in_registers = dots.tile_product({kind: LAYOUTS[kind] for kind in REGISTERS}, (2, 4, 8, 12))
 plain_1, plain_2, plain_4, plain_8, plain_12 = (dots.panel_product(C, 8, False) for C in (1, 2, 4, 8, 12))
 biased_1, biased_2, biased_4, biased_8, biased_12 = (dots.panel_product(C, 8, True) for C in (1, 2, 4, 8, 12))
 short_1, short_2, short_4, short_8, short_12 = (dots.panel_product(C, 4, False) for C in (1, 2, 4, 8, 12))
@@ -151,8 +156,8 @@ def tile_times_panel(kind, n, codes, scales, biases, p, C, at, out, place):
 
 
 @kernel
-def tile_product(rows, first_row, first, count, panels, begin, end, y_row, bias, y):
-    """Outputs first .. first + count, 16 at most, of the products of panels begin .. end with one matrix."""
+def rows_by_tile(rows, first_row, first, count, panels, begin, end, y_row, bias, y):
+    """Outputs first .. first + count of the products of panels begin .. end with one matrix, by way of a scratch."""
     blocks, grains = rows.columns // BLOCK, GRAINS[rows.kind]
     size = min(blocks, CHUNK)
     # from a cache line's beginning on, so that no vector lies in two: codes, scales, biases and results
@@ -160,103 +165,58 @@ def tile_product(rows, first_row, first, count, panels, begin, end, y_row, bias,
     room = room[-room.ctypes.data % LINE :]
     codes, floats = room[: 8 * size * LINE], room[8 * size * LINE : len(room) // LINE * LINE].view(np.float32)
     sides, biases, out = floats, floats[ROWS * size * grains :], floats[ROWS * size * (grains + 1) :]
-    for i in range((end - begin) * PANEL * ROWS):
-        out[i] = 0
-    for block in range(0, blocks, CHUNK):
-        n = min(CHUNK, blocks - block)
-        decode_tile(rows, first_row + first, count, block, n, codes, sides, biases)
+    for start in range(first, first + count, ROWS):
+        n = min(ROWS, first + count - start)
+        for i in range((end - begin) * PANEL * ROWS):
+            out[i] = 0
+        for block in range(0, blocks, CHUNK):
+            some = min(CHUNK, blocks - block)
+            decode_tile(rows, first_row + start, n, block, some, codes, sides, biases)
+            for k in range(begin, end):
+                C = panel_width(panels.column[k + 1] - panels.column[k])
+                at, place = (panels.at[k] + block * C) * grains, (k - begin) * PANEL * ROWS
+                tile_times_panel(rows.kind, some * grains, codes, sides, biases, panels, C, at, out, place)
         for k in range(begin, end):
-            C = panel_width(panels.column[k + 1] - panels.column[k])
-            at = (panels.at[k] + block * C) * grains
-            tile_times_panel(
-                rows.kind, n * grains, codes, sides, biases, panels, C, at, out, (k - begin) * PANEL * ROWS
-            )
-    for k in range(begin, end):
-        p = panels.column[k]
-        for c in range(panels.column[k + 1] - p):
-            y_O, place = y[y_row[p + c]], ((k - begin) * PANEL + c) * ROWS
-            for r in range(count):
-                y_O[first + r] = out[place + r] + bias[first + r]
-
-
-@kernel
-def rows_times_columns(rows, first_row, first, count, panels, begin, end, y_row, bias, y):
-    """Outputs first .. first + count of one matrix for one to four columns alone; of the encodings in `ROW_BY_ROW`."""
-    p, at, blocks, columns = panels, panels.at[begin], rows.columns // BLOCK, end - begin
-    step = (blocks + 3) // 4 * 4
-    out = np.empty(FEW, np.float32)
-    for r in range(first, first + count):
-        row = (first_row + r) * rows.codes_stride
-        if rows.kind == MXFP4_SPLIT:
-            if columns == 1:
-                mxfp4_row_1(rows.codes, row, blocks, p.codes, p.scale, p.correction, p.sums, at, step, out, 0)
-            elif columns == 2:
-                mxfp4_row_2(rows.codes, row, blocks, p.codes, p.scale, p.correction, p.sums, at, step, out, 0)
-            elif columns == 3:
-                mxfp4_row_3(rows.codes, row, blocks, p.codes, p.scale, p.correction, p.sums, at, step, out, 0)
-            else:
-                mxfp4_row_4(rows.codes, row, blocks, p.codes, p.scale, p.correction, p.sums, at, step, out, 0)
-        elif rows.kind == Q4_1:
-            if columns == 1:
-                q4_1_row_1(rows.codes, row, blocks, p.codes, p.scale, p.correction, p.sums, at, step, out, 0)
-            elif columns == 2:
-                q4_1_row_2(rows.codes, row, blocks, p.codes, p.scale, p.correction, p.sums, at, step, out, 0)
-            elif columns == 3:
-                q4_1_row_3(rows.codes, row, blocks, p.codes, p.scale, p.correction, p.sums, at, step, out, 0)
-            else:
-                q4_1_row_4(rows.codes, row, blocks, p.codes, p.scale, p.correction, p.sums, at, step, out, 0)
-        elif columns == 1:
-            q8_0_row_1(rows.codes, row, blocks, p.codes, p.scale, p.correction, p.sums, at, step, out, 0)
-        elif columns == 2:
-            q8_0_row_2(rows.codes, row, blocks, p.codes, p.scale, p.correction, p.sums, at, step, out, 0)
-        elif columns == 3:
-            q8_0_row_3(rows.codes, row, blocks, p.codes, p.scale, p.correction, p.sums, at, step, out, 0)
-        else:
-            q8_0_row_4(rows.codes, row, blocks, p.codes, p.scale, p.correction, p.sums, at, step, out, 0)
-        for c in range(columns):
-            y[y_row[p.column[begin + c]], r] = out[c] + bias[r]
-
-
-@kernel
-def outputs(rows, first_row, first, count, panels, begin, end, y_row, bias, y):
-    """Outputs first .. first + count, 16 at most, of one group's products, those of panels begin .. end."""
-    alone = panels.column[end] - panels.column[begin] == end - begin
-    if alone and (rows.kind == MXFP4_SPLIT or rows.kind == Q8_0 or rows.kind == Q4_1):
-        rows_times_columns(rows, first_row, first, count, panels, begin, end, y_row, bias, y)
-    else:
-        tile_product(rows, first_row, first, count, panels, begin, end, y_row, bias, y)
+            p = panels.column[k]
+            for c in range(panels.column[k + 1] - p):
+                y_O, place = y[y_row[p + c]], ((k - begin) * PANEL + c) * ROWS
+                for r in range(n):
+                    y_O[start + r] = out[place + r] + bias[start + r]
 
 
 @leaf
 def rows_in_registers(rows, first_row, first, count, p, k, bias, y):
-    """`rows_times_column` of the encodings in `ROW_BY_ROW`; allocates nothing."""
+    """Outputs first .. first + count of one matrix for the column k alone, of the encodings in `IN_REGISTERS`."""
     at, blocks = p.at[k], rows.columns // BLOCK
-    step = (blocks + 3) // 4 * 4
     for r in range(first, first + count):
         row = (first_row + r) * rows.codes_stride
         if rows.kind == MXFP4_SPLIT:
-            mxfp4_row_1(rows.codes, row, blocks, p.codes, p.scale, p.correction, p.sums, at, step, y, r)
+            mxfp4_row(rows.codes, row, blocks, p.codes, p.scale, p.correction, p.sums, at, y, r)
         elif rows.kind == Q4_1:
-            q4_1_row_1(rows.codes, row, blocks, p.codes, p.scale, p.correction, p.sums, at, step, y, r)
+            q4_1_row(rows.codes, row, blocks, p.codes, p.scale, p.correction, p.sums, at, y, r)
         else:
-            q8_0_row_1(rows.codes, row, blocks, p.codes, p.scale, p.correction, p.sums, at, step, y, r)
+            q8_0_row(rows.codes, row, blocks, p.codes, p.scale, p.correction, p.sums, at, y, r)
         y[r] += bias[r]
 
 
 @kernel
-def rows_times_column(rows, first_row, first, count, panels, k, bias, y):
-    """Outputs first .. first + count of one matrix for column k of `quantise.empty_columns`, to the vector y."""
-    if rows.kind == MXFP4_SPLIT or rows.kind == Q8_0 or rows.kind == Q4_1:
-        rows_in_registers(rows, first_row, first, count, panels, k, bias, y)
-        return
-    y_1O = y.reshape((1, len(y)))
+def rows_by_panel(rows, first_row, first, count, panels, begin, end, y_row, bias, y):
+    """`rows_by_tile` of the encodings in `IN_REGISTERS`; allocates nothing."""
+    blocks, stride, p = rows.columns // BLOCK, rows.codes_stride, panels
     for start in range(first, first + count, ROWS):
-        n = min(ROWS, first + count - start)
-        outputs(rows, first_row, start, n, panels, k, k + 1, NO_ROWS, bias, y_1O)
+        tile = (rows.codes, (first_row + start) * stride, stride, min(ROWS, first + count - start), blocks)
+        for k in range(begin, end):
+            column = p.column[k]
+            n = p.column[k + 1] - column
+            if n == 1:
+                rows_in_registers(rows, first_row, start, tile[3], p, k, bias, y[y_row[column]])
+            else:
+                x = (p.codes, p.scale, p.correction, p.sums, p.at[k])
+                tile_times_panel_in_registers(rows.kind, panel_width(n), *tile, *x, bias, y, y_row, column, n, start)
 
 
 @parallel_kernel
-def _product(rows, groups, panels, shares, bias, y):
+def _product(by_panel, by_tile, rows, groups, panels, shares, bias, y):
     E, O = len(groups.matrix), y.shape[1]  # noqa: E741
     # each thread has an equal share of every group, and in it rows that follow each other
     tiles = (O + ROWS - 1) // ROWS
@@ -267,11 +227,16 @@ def _product(rows, groups, panels, shares, bias, y):
             matrix, begin, end = groups.matrix[e], panels.first_panel[e], panels.first_panel[e + 1]
             first = tile * ROWS
             count = min(ROWS, O - first)
-            outputs(rows, matrix * O, first, count, panels, begin, end, groups.y_row, bias[matrix], y)
+            at = by_panel if end - begin <= PANELS else by_tile
+            call_at(at, (rows, matrix * O, first, count, panels, begin, end, groups.y_row, bias[matrix], y))
 
 
 def product(rows: Rows, groups: Groups, panels: Panels, bias_NO: np.ndarray) -> np.ndarray:
     """Each column of `quantise`'s panels through its group's matrix of the stack, bias added: float32 [P,O]."""
-    y = np.empty((len(groups.y_row), bias_NO.shape[1]), np.float32)
-    _product(rows, groups, panels, get_num_threads(), bias_NO, y)
+    y, place = np.empty((len(groups.y_row), bias_NO.shape[1]), np.float32), np.int64(0)
+    arguments = (rows, place, place, place, panels, place, place, groups.y_row, bias_NO[0], y)
+    by_panel = by_tile = address_of(rows_by_tile, arguments)
+    if IN_REGISTERS[rows.kind] and rows.columns // BLOCK >= FEWEST:
+        by_panel = address_of(rows_by_panel, arguments)
+    _product(by_panel, by_tile, rows, groups, panels, get_num_threads(), bias_NO, y)
     return y

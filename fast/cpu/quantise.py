@@ -15,18 +15,17 @@ from assay.fast.cpu.decode import float_of_bits
 from assay.fast.cpu.groups import Groups
 from assay.fast.cpu.jit import kernel, parallel_kernel, prange
 from assay.fast.cpu.layouts import ADJACENT, LAYOUTS, OFFSET, SUPERBLOCKS, UNIT
-from assay.fast.cpu.rows import MXFP4_SPLIT, Q4_1, Q6_K, Q8_0
+from assay.fast.cpu.rows import Q6_K
 
 BLOCK = 32
 SUPERBLOCK = 256
 PANEL = 12  # columns at most
-ROW_BY_ROW = (MXFP4_SPLIT, Q8_0, Q4_1)  # whose rows meet each of up to
-FEW = 4  # columns alone
+LINE = 64  # bytes of a cache line, and of a vector
 STRIP = 8  # blocks of 32 that are rounded at a time: a superblock
 MANY = 1 << 16  # inputs from which on several threads share the rounding
 
 MAGNITUDE = np.int32(0x7FFFFFFF)
-NO_ROWS = np.zeros(64, np.int64)
+NO_ROWS = np.zeros(64, np.int64)  # of a lone column: its input and its result are row 0
 INFINITE = np.int32(0x7F800000)
 
 
@@ -44,7 +43,7 @@ class Panels(NamedTuple):
     each block of 32, C values of `scale`, `correction` (for the codes' offset) and `sums` (of the rounded inputs);
     and from 32 at[k] on, for each of its 8 words, four int8 of each of the C columns. Rows with a scale to 16 weights
     have such values for each half block, from place 2 at[k] on. For the others a column alone lies in groups of
-    four blocks, filled up with zeros: the first 16 inputs of each block, then the last 16.
+    four blocks, filled up with zeros: the first word of each block, then the second ones.
     `first_panel` of each group of products, and the number of panels.
     """
 
@@ -62,11 +61,10 @@ def empty_panels(start: np.ndarray, blocks: int, kind: int) -> Panels:
     column, at, first_panel, room = [], [], [], 0
     for begin, end in itertools.pairwise(start.tolist()):
         first_panel.append(len(column))
-        size = 1 if kind in ROW_BY_ROW and end - begin <= FEW else PANEL
-        for first in range(begin, end, size):
+        for first in range(begin, end, PANEL):
             column.append(first)
             at.append(room)
-            room += -(-blocks * width(min(size, end - first)) // 4) * 4
+            room += -(-blocks * width(min(PANEL, end - first)) // 4) * 4
     n = len(column)
     places = np.array([*column, start[-1], *at, *first_panel, n], np.int64)
     return _room(room, int(GRAINS[kind]), places[: n + 1], places[n + 1 : 2 * n + 1], places[2 * n + 1 :])
@@ -79,8 +77,11 @@ def empty_columns(P: int, size: int) -> Panels:
 
 
 def _room(blocks: int, grains: int, *places: np.ndarray) -> Panels:
+    # from a cache line's beginning on, so that a vector of codes does not lie in two
+    room = np.empty(BLOCK * blocks + LINE, np.uint8)
+    codes = room[-room.ctypes.data % LINE :][: BLOCK * blocks]
     values = np.empty((3, blocks * grains), np.float32)
-    return Panels(np.empty(BLOCK * blocks, np.uint8), values[0], values[1].view(np.int32), values[2], *places)
+    return Panels(codes, values[0], values[1].view(np.int32), values[2], *places)
 
 
 def width(n: int) -> int:
@@ -139,12 +140,10 @@ def round_blocks(x, place, kind, begin, end, C, c, at, panels):
     for b in range(begin, end):
         if not SUPER[kind]:
             factor, scale = block_factor(x, place + b * BLOCK)
-        to = BLOCK * (at + b * C) + 4 * c
-        second = to + 16 * C
+        to, step = BLOCK * (at + b * C) + 4 * c, 4 * C
         if C == 1 and GRAINS[kind] == 1:
-            to = BLOCK * (at + b // 4 * 4) + 16 * (b % 4)
-            second = to + 64
-        low, high = rounders.round_32(x, place + b * BLOCK, factor, APART[kind], panels.codes, to, 4 * C, second)
+            to, step = BLOCK * (at + b // 4 * 4) + 4 * (b % 4), 16
+        low, high = rounders.round_32(x, place + b * BLOCK, factor, APART[kind], panels.codes, to, step)
         if GRAINS[kind] == 2:
             set_block(2 * (at + b * C) + c, kind, scale, low, panels)
             set_block(2 * (at + b * C) + C + c, kind, scale, high, panels)
@@ -166,9 +165,10 @@ def fill_group(at, blocks, panels):
     for b in range(blocks, (blocks + 3) // 4 * 4):
         panels.scale[at + b] = panels.sums[at + b] = 0
         panels.correction[at + b] = 0
-        place = BLOCK * (at + b // 4 * 4) + 16 * (b % 4)
-        for i in range(16):
-            panels.codes[place + i] = panels.codes[place + 64 + i] = 0
+        place = BLOCK * (at + b // 4 * 4) + 4 * (b % 4)
+        for word in range(8):
+            for i in range(4):
+                panels.codes[place + 16 * word + i] = 0
 
 
 @kernel

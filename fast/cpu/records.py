@@ -2,10 +2,14 @@
 
 import numpy as np
 
-from assay.fast.cpu.cache import CpuCache
-from assay.fast.cpu.jit import kernel
+from assay.fast.cpu.attention import attend_one
+from assay.fast.cpu.cache import CpuCache, empty_slots
+from assay.fast.cpu.decode import decode_row
+from assay.fast.cpu.jit import address_of, kernel
+from assay.fast.cpu.linear import rows_times_one
 from assay.fast.cpu.phases import bytes_at, codes_at, floats_at, int32s_at, int64s_at
-from assay.fast.cpu.quantise import Panels
+from assay.fast.cpu.products import IN_REGISTERS, rows_by_tile, rows_in_registers
+from assay.fast.cpu.quantise import BLOCK, NO_ROWS, Panels, empty_columns, quantise_column
 from assay.fast.cpu.rows import Rows
 from assay.fast.cpu.weights import Linear, Weights
 from assay.reference.config import Config, GptOssConfig
@@ -20,11 +24,13 @@ ROWS = np.dtype(
         ),
     ]
 )
+KERNELS = ("rows_in_registers", "rows_by_tile", "rows_times_one", "quantise_column")  # and where they lie
 # `column`: which of the quantised inputs it takes; `prepares`: whether those are to be formed for it, or are there
 MATRIX = np.dtype(
     [
         ("rows", ROWS),
-        *((name, np.int64) for name in ("stack", "outputs", "bias", "quantised", "column", "prepares")),
+        *((name, np.int64) for name in ("stack", "outputs", "bias", "quantised", "column", "prepares", "no_rows")),
+        *((name, np.int64) for name in ("in_registers", *KERNELS)),
     ]
 )
 NAMES = ("q", "k", "v", "o", "router", "gate", "up", "down")
@@ -35,7 +41,7 @@ MODEL = np.dtype(
     [
         ("embed", ROWS),
         ("head", MATRIX),
-        *((name, np.int64) for name in ("final_norm", "D", "H", "K", "C", "F", "A", "N")),
+        *((name, np.int64) for name in ("final_norm", "D", "H", "K", "C", "F", "A", "N", "decode_row", "attend_one")),
         ("eps", np.float64),
         ("alpha", np.float32),
         ("limit", np.float32),
@@ -60,6 +66,19 @@ def _rows(rows: Rows) -> tuple[int, ...]:
     return (rows.kind, rows.columns, rows.groups, rows.side_kind, *(number for part in fields for number in part))
 
 
+def _kernels(rows: Rows) -> tuple[int, ...]:
+    """Where the kernels of a product lie: called there, they are compiled once and not into every caller anew."""
+    columns, x, place = empty_columns(1, BLOCK), np.zeros(BLOCK, np.float32), np.int64(0)
+    some = (rows, place, place, place)
+    return (
+        bool(IN_REGISTERS[rows.kind]),
+        address_of(rows_in_registers, (*some, columns, place, x, x)),
+        address_of(rows_by_tile, (*some, columns, place, place, NO_ROWS, x, x[None])),
+        address_of(rows_times_one, (*some, x, x, x)),
+        address_of(quantise_column, (x, place, place, columns)),
+    )
+
+
 def _matrix(linear: Linear, before: tuple[Linear, ...] = ()) -> tuple:
     """A matrix that shares its input with those before it: quantised once for all of the same kind."""
     kinds = [other.rows.kind for other in before if other.quantised]
@@ -69,6 +88,8 @@ def _matrix(linear: Linear, before: tuple[Linear, ...] = ()) -> tuple:
     return (
         _rows(linear.rows),
         *(stack, linear.bias.shape[1], address(linear.bias), linear.quantised, column, linear.quantised and not shared),
+        address(NO_ROWS),
+        *_kernels(linear.rows),
     )
 
 
@@ -94,6 +115,10 @@ def model_record(config: Config, weights: Weights) -> np.ndarray:
     record["D"], record["F"] = config.hidden_size, config.intermediate_size
     record["H"], record["K"] = config.num_attention_heads, config.num_key_value_heads
     record["C"], record["A"], record["N"] = config.head_dim, 1, 0
+    vector, place = np.zeros(1, np.float32), np.int64(0)
+    slots = empty_slots(1, 1, 1)
+    record["decode_row"] = address_of(decode_row, (weights.embed, place, vector))
+    record["attend_one"] = address_of(attend_one, (vector, slots.k, slots.v, *[place] * 4, np.float32(0), vector))
     if isinstance(config, GptOssConfig):
         record["A"], record["N"] = config.num_experts_per_tok, config.num_local_experts
         record["alpha"], record["limit"] = config.swiglu_alpha, config.swiglu_limit

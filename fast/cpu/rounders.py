@@ -37,15 +37,15 @@ def largest_32(typing_context, x, place):
 
 
 @intrinsic
-def round_32(typing_context, x, place, factor, adjacent, codes, to, step, second):
+def round_32(typing_context, x, place, factor, adjacent, codes, to, step):
     """32 floats times a factor, to the nearest integer (even), as int8: the sums of the first and the last 16.
 
-    The codes are stored by fours, `step` bytes apart: four times from `to` on, then four times from `second` on.
+    The codes are stored by fours, from `to` on, `step` bytes apart.
     If `adjacent` is true the even elements are stored first, and then the odd ones.
     """
 
     def emit(context, builder, signature, args):
-        x, place, factor, adjacent, codes, to, step, second = args
+        x, place, factor, adjacent, codes, to, step = args
         factor = simd._broadcast(builder, factor, FLOATS.llvm)
         # added, 1.5 2^23 rounds to an integer, in the lowest bits
         rounder, bits = simd._splat(FLOATS.llvm, 1.5 * 2**23), simd._splat(INTS.llvm, 0x4B400000)
@@ -58,10 +58,10 @@ def round_32(typing_context, x, place, factor, adjacent, codes, to, step, second
         apart = simd._shuffle(builder, narrow, narrow, [*range(0, 32, 2), *range(1, 32, 2)])
         words = builder.bitcast(builder.select(adjacent, apart, narrow), ir.VectorType(I32, 8))
         for i in range(8):
-            at = builder.add(to if i < 4 else second, builder.mul(step, ir.Constant(step.type, i % 4)))
+            at = builder.add(to, builder.mul(step, ir.Constant(step.type, i)))
             word = builder.extract_element(words, ir.Constant(I32, i))
             builder.store(word, simd._pointer(context, builder, signature.args[4], codes, at, I32), align=1)
         return context.make_tuple(builder, signature.return_type, totals)
 
     int64, pair = types.int64, types.UniTuple(types.int32, 2)
-    return pair(x, int64, types.float32, types.boolean, codes, int64, int64, int64), emit
+    return pair(x, int64, types.float32, types.boolean, codes, int64, int64), emit

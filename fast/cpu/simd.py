@@ -21,8 +21,8 @@ from numba.extending import register_model
 
 intrinsic: Any = numba_intrinsic  # its arguments are not those of the function that it decorates
 
-I8, I16, I32, F32 = ir.IntType(8), ir.IntType(16), ir.IntType(32), ir.FloatType()
-BITS = {I8: 8, I16: 16, I32: 32, F32: 32}
+I8, I16, I32, I64, F32 = ir.IntType(8), ir.IntType(16), ir.IntType(32), ir.IntType(64), ir.FloatType()
+BITS = {I8: 8, I16: 16, I32: 32, I64: 64, F32: 32}
 CHECKED = os.environ.get("ASSAY_CPU_CHECK") == "1"
 
 
@@ -99,6 +99,19 @@ def _pointer(context: Any, builder: Any, array_type: Any, array: Any, place: Any
 
 def _load(context: Any, builder: Any, array_type: Any, array: Any, place: Any, target: ir.Type) -> Any:
     return builder.load(_pointer(context, builder, array_type, array, place, target), align=1)
+
+
+def _masked_load(context: Any, builder: Any, array_type: Any, array: Any, place: Any, there: Any) -> Any:
+    """16 floats from a place on, zeros for those that are not there; the first is."""
+    pointer = builder.bitcast(_pointer(context, builder, array_type, array, place, F32), FLOATS.llvm.as_pointer())
+    name, align, none = "llvm.masked.load.v16f32.p0", ir.Constant(I32, 4), ir.Constant(FLOATS.llvm, None)
+    return _call(builder, name, FLOATS.llvm, pointer, align, there, none)
+
+
+def _masked_store(context: Any, builder: Any, array_type: Any, array: Any, place: Any, there: Any, v: Any) -> None:
+    """Those of 16 floats that are there to a place; the first is."""
+    pointer = builder.bitcast(_pointer(context, builder, array_type, array, place, F32), FLOATS.llvm.as_pointer())
+    _call(builder, "llvm.masked.store.v16f32.p0", ir.VoidType(), v, pointer, ir.Constant(I32, 4), there)
 
 
 def _loader(result: Vector) -> Callable:
@@ -219,6 +232,19 @@ def _power_of_two(builder: Any, v: Any) -> Any:
     return builder.bitcast(bits, ir.VectorType(F32, v.type.count))
 
 
+def _float_of_exponent(builder: Any, bits: Any) -> Any:
+    """`_power_of_two` of 16 exponents that are where a float has them."""
+    if LANE == "portable":
+        return _power_of_two(builder, builder.lshr(bits, _splat(bits.type, 23)))
+    # one instruction looks at what each number is: 0 becomes the smallest power, infinity NaN, the others stay
+    smallest = builder.bitcast(_splat(bits.type, 0x00400000), FLOATS.llvm)
+    by_class = _splat(bits.type, 0x10301000)  # a nibble a class: 0 the first operand, 1 the second, 3 NaN
+    every, current = ir.Constant(I16, -1), ir.Constant(I32, 4)  # lanes; rounding mode
+    name = "llvm.x86.avx512.mask.fixupimm.ps.512"
+    numbers = builder.bitcast(bits, FLOATS.llvm)
+    return _call(builder, name, FLOATS.llvm, smallest, numbers, by_class, ir.Constant(I32, 0), every, current)
+
+
 def _half(builder: Any, v: Any) -> Any:
     if LANE != "portable":
         halves = builder.bitcast(
@@ -279,6 +305,12 @@ def _call(builder: Any, name: str, result: ir.Type, *args: Any) -> Any:
     return builder.call(function, args)
 
 
+def _prefetch(builder: Any, pointer: Any, locality: int = 3) -> None:
+    """Ask for a cache line to be read, to the first cache (3) or the second (2); the address may be of nothing."""
+    read, data = ir.Constant(I32, 0), ir.Constant(I32, 1)
+    _call(builder, "llvm.prefetch.p0", ir.VoidType(), pointer, read, ir.Constant(I32, locality), data)
+
+
 def _lookup(builder: Any, table: Any, codes: Any) -> Any:
     if LANE != "portable":
         return _call(builder, "llvm.x86.avx512.pshuf.b.512", BYTES.llvm, table, codes)
@@ -289,6 +321,18 @@ def _lookup(builder: Any, table: Any, codes: Any) -> Any:
         entries = _shuffle(builder, entries, entries, [0] * 64)
         found = builder.select(builder.icmp_signed("==", codes, _splat(codes.type, code)), entries, found)
     return found
+
+
+def _lookup_nibbles(builder: Any, table: bytes, codes: Any, shift: int) -> Any:
+    """The table's entries for the low nibbles of 64 bytes, or with a shift of 4 for the high ones."""
+    if LANE == "portable":
+        nibbles = builder.and_(builder.lshr(codes, _splat(codes.type, shift)), _splat(codes.type, 15))
+        return _lookup(builder, ir.Constant(BYTES.llvm, [*table] * 4), nibbles)
+    if shift:  # what comes in from the next byte is not looked at either
+        halfwords = ir.VectorType(I16, 32)
+        codes = builder.bitcast(builder.lshr(builder.bitcast(codes, halfwords), _splat(halfwords, shift)), BYTES.llvm)
+    # by the lowest six bits of a code: with the table four times over, by its lowest four
+    return _call(builder, "llvm.x86.avx512.permvar.qi.512", BYTES.llvm, ir.Constant(BYTES.llvm, [*table] * 4), codes)
 
 
 look_up = _binary(BYTES, _lookup)  # (table, codes below 16): the table's first 16 bytes stand in it four times

@@ -9,15 +9,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from assay.fast.cpu.attention import attend_one
 from assay.fast.cpu.cache import LANES, CpuCache
-from assay.fast.cpu.decode import decode_row
 from assay.fast.cpu.jit import CHECKED, address_of, get_num_threads, kernel, leaf, parallel_kernel, prange
-from assay.fast.cpu.linear import rows_times_one
 from assay.fast.cpu.ops import choose, clamped_swiglu_of, norm_row, rope_head, swiglu_of, weigh, weighted_row
 from assay.fast.cpu.phases import call_at, finish, floats_at, int64s_at, new_counters, take, wait
-from assay.fast.cpu.products import rows_times_column
-from assay.fast.cpu.quantise import Panels, empty_columns, quantise_column
+from assay.fast.cpu.quantise import NO_ROWS, Panels, empty_columns
 from assay.fast.cpu.records import (
     PANELS,
     PAST,
@@ -73,17 +69,20 @@ def project(matrix, i, first, last, x, inputs, column, y):
         return
     rows, count, n = rows_of(matrix.rows), last - first, matrix.outputs
     bias = bias_of(matrix)[i * n : (i + 1) * n]
-    if matrix.quantised:
-        rows_times_column(rows, i * n, first, count, inputs, column, bias, y)
+    if not matrix.quantised:
+        call_at(matrix.rows_times_one, (rows, i * n, first, count, x, bias, y))
+    elif matrix.in_registers:
+        call_at(matrix.rows_in_registers, (rows, i * n, first, count, inputs, column, bias, y))
     else:
-        rows_times_one(rows, i * n, first, count, x, bias, y)
+        y_1O, y_row, end = y.reshape((1, len(y))), int64s_at(matrix.no_rows, len(NO_ROWS)), column + 1
+        call_at(matrix.rows_by_tile, (rows, i * n, first, count, inputs, column, end, y_row, bias, y_1O))
 
 
 @leaf
 def prepare(matrix, x, column, inputs):
     """Quantise an input for a matrix, if no other has done so."""
     if matrix.prepares:
-        quantise_column(x, matrix.rows.kind, column, inputs)
+        call_at(matrix.quantise_column, (x, matrix.rows.kind, column, inputs))
 
 
 @kernel
@@ -126,7 +125,8 @@ def attend_head(model, layer, past, position, h, q_rope, heads):
     sink = floats_at(layer.sinks, model.H)[h]
     first = max(np.int64(0), position + 1 - past.window)  # the window counts the query's own position
     q_C, out_C = q_rope[h * C : (h + 1) * C], heads[h * C : (h + 1) * C]
-    attend_one(q_C, keys, values, 0, first, position, h // (model.H // K), sink, out_C)
+    head = h // (model.H // K)
+    call_at(model.attend_one, (q_C, keys, values, np.int64(0), first, position, head, sink, out_C))
 
 
 @kernel
@@ -183,7 +183,7 @@ def run_job(phase, i, job, step, model, layer, past, work, token, position, cos,
     ids = int64s_at(work.expert_ids + 8 * model.A * i * work.layer_rows, model.A)
     in_D, first = panels_of(work.in_D), job * step
     if phase == EMBED:
-        decode_row(rows_of(model.embed), token, floats_at(work.embed, D))
+        call_at(model.decode_row, (rows_of(model.embed), token, floats_at(work.embed, D)))
     elif phase == NORM:
         norm_row(before, floats_at(layer.attn_norm, D), model.eps, attn_norm)
         prepare(layer.q, attn_norm, layer.q.column, in_D)

@@ -42,8 +42,8 @@ class NumPy:
     def power_of_two(self, x):
         return np.where(x == 255, np.nan, np.exp2(x.astype(np.float64) - 127)).astype(np.float32)
 
-    def look_up(self, table, x):
-        return np.frombuffer(table, np.uint8)[x.view(np.uint8)].view(np.uint32)
+    def look_up(self, table, x, shift):
+        return np.frombuffer(table, np.uint8)[x.view(np.uint8) >> shift & 15].view(np.uint32)
 
 
 def weights(kind, codes, scale, bias):

@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from assay.fast.cpu.groups import by_expert, one_group
-from assay.fast.cpu.products import product, rows_times_column
-from assay.fast.cpu.quantise import empty_columns, quantise, quantise_column
+from assay.fast.cpu.products import IN_REGISTERS, product, rows_by_tile, rows_in_registers
+from assay.fast.cpu.quantise import NO_ROWS, empty_columns, quantise, quantise_column
 from assay.fast.cpu.rows import encoded_rows
 from assay.reference.formats import BF16, F16, GGML_BLOCKS, AffineGroups
 from assay.reference.precision import round_q8, round_q8_K
@@ -100,7 +100,10 @@ def test_columns_alone(encoding):
         quantise_column(x[k], rows.kind, k, panels)
     for k in range(3):
         for first, count in ((0, 7), (7, 33), (40, 5)):
-            rows_times_column(rows, 45, first, count, panels, k, bias[1], y[k])
+            if IN_REGISTERS[rows.kind]:
+                rows_in_registers(rows, 45, first, count, panels, k, bias[1], y[k])
+            else:
+                rows_by_tile(rows, 45, first, count, panels, k, k + 1, NO_ROWS, bias[1], y[k : k + 1])
     assert_product(y, x, tensor.decode()[1], bias[1], encoding)
 
 

@@ -26,7 +26,7 @@ def in_order(panels, kind, P, I):  # noqa: E741
         for p in range(first, end):
             if C == 1 and grains == 1:
                 filled = -(-blocks // 4) * 4
-                groups = bytes_[32 * at : 32 * (at + filled)].reshape(-1, 2, 4, 4, 4).transpose(0, 2, 1, 3, 4)
+                groups = bytes_[32 * at : 32 * (at + filled)].reshape(-1, 8, 4, 4).transpose(0, 2, 1, 3)
                 whole = groups.reshape(filled, 8, 4)
                 assert not whole[blocks:].any()
                 assert not any(side[at + blocks : at + filled].any() for side in panels[1:4])

@@ -70,6 +70,43 @@ def test_every_scale():
     np.testing.assert_array_equal(out[12:], words[1:].copy().view("<f4"))
 
 
+ENTRIES = bytes(np.random.default_rng(3).permutation(256)[:16].tolist())
+low_entries = simd._unary(simd.BYTES, simd.BYTES, lambda b, v: simd._lookup_nibbles(b, ENTRIES, v, 0))
+high_entries = simd._unary(simd.BYTES, simd.BYTES, lambda b, v: simd._lookup_nibbles(b, ENTRIES, v, 4))
+floats_of_exponents = simd._unary(
+    simd.INTS, simd.FLOATS, lambda b, v: simd._float_of_exponent(b, b.shl(v, simd._splat(v.type, 23)))
+)
+
+
+@kernel
+def run_entries(data, out, powers):
+    v = simd.load_bytes(data, 1)
+    simd.store_bytes(out, 0, low_entries(v))
+    simd.store_bytes(out, 64, high_entries(v))
+    simd.store_floats(powers, 0, floats_of_exponents(simd.load_16_unsigned(data, 1)))
+
+
+@given(BYTES)
+@quick
+def test_entries_of_nibbles(data):
+    """Whatever is in the other half of a byte, or in its neighbour."""
+    out = np.empty(128, np.uint8)
+    run_entries(joined(np.zeros(1, np.uint8), data), out, np.empty(16, np.float32))
+    table = np.frombuffer(ENTRIES, np.uint8)
+    np.testing.assert_array_equal(out.reshape(2, 64), [table[data & 15], table[data >> 4]])
+
+
+def test_every_exponent():
+    """2^-127, the subnormal one, for 0, and NaN for 255."""
+    codes = np.arange(256, dtype=np.uint8)
+    powers = np.empty((16, 16), np.float32)
+    for first in range(0, 256, 16):
+        data = joined(np.zeros(1, np.uint8), codes[first : first + 16], np.zeros(48, np.uint8))
+        run_entries(data, np.empty(128, np.uint8), powers[first // 16])
+    expected = np.where(codes == 255, np.nan, np.exp2(codes.astype(np.float64) - 127))
+    np.testing.assert_array_equal(powers.ravel(), expected)
+
+
 @kernel
 def run_floats(x, out):
     a, b, c = simd.load_floats(x, 0), simd.load_floats(x, 16), simd.load_floats(x, 32)
