@@ -2,7 +2,7 @@
 
 import importlib.metadata
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from time import perf_counter
 from typing import Any, Protocol
@@ -185,22 +185,23 @@ class Metal:
         from assay.loaders import open_checkpoint
 
         checkpoint = open_checkpoint(path)
-        self.model = MetalModel(checkpoint.config, checkpoint.tensors, mode)
+        self.mx, self.model = mx, MetalModel(checkpoint.config, checkpoint.tensors, mode)
         self.info = {"assay": version("assay"), "mlx": version("mlx"), "device": str(mx.default_device()), "mode": mode}
 
     def prefill(self, tokens: Row) -> float:
-        started = perf_counter()
-        next(self.model.greedy(tokens))
-        return perf_counter() - started
+        return self._timed(self.model.greedy(tokens), 1)
 
     def decode(self, prompt: Row, tokens: Row) -> float:
         """Its own greedy tokens: each is chosen on the device while the one before is used."""
         tokens_of = self.model.greedy(prompt)
         next(tokens_of)
-        started = perf_counter()
-        for _ in range(len(tokens)):
-            next(tokens_of)
-        return perf_counter() - started
+        return self._timed(tokens_of, len(tokens))
+
+    def _timed(self, tokens_of: Iterator[Any], N: int) -> float:
+        """Seconds of N tokens; the step under way after them ends before anybody else's turn."""
+        seconds = fetch(tokens_of, N)
+        self.mx.synchronize()
+        return seconds
 
     def batch(self, prompts: Sequence[Row], tokens_NB: np.ndarray) -> float:
         """Prompts are cut to the shortest: sequences are of equal length here."""
@@ -221,10 +222,12 @@ class MlxLm:
 
     def __init__(self, path: Path, mode: str, threads: int, longest: int, sequences: int) -> None:
         import mlx.core as mx
+        from mlx_lm.generate import generate_step, generation_stream
         from mlx_lm.models.cache import make_prompt_cache
         from mlx_lm.utils import load_model
 
         self.mx, self.new_cache = mx, make_prompt_cache
+        self.generate_step, self.stream = generate_step, generation_stream
         self.model, _ = load_model(path)
         self.model.set_dtype(getattr(mx, mode))
         mx.eval(self.model.parameters())
@@ -236,23 +239,20 @@ class MlxLm:
         }
 
     def prefill(self, tokens: Row) -> float:
-        started = perf_counter()
-        self._next(tokens[None], self.new_cache(self.model)).item()
-        return perf_counter() - started
+        """As its own generation does it, which leaves out the logits of all but the last token."""
+        return self._timed(self.generate_step(self.mx.array(tokens), self.model, max_tokens=1), 1)
 
     def decode(self, prompt: Row, tokens: Row) -> float:
-        """Its own greedy tokens, the next step under way while the token before is fetched, as its generate does."""
-        cache, mx = self.new_cache(self.model), self.mx
-        token = self._next(prompt[None], cache)
-        mx.eval(token)
-        started = perf_counter()
-        for _ in range(len(tokens)):
-            following = self._next(token[:, None], cache)
-            mx.async_eval(following)
-            token.item()
-            token = following
-        token.item()
-        return perf_counter() - started
+        """Its own greedy tokens, the next step under way while the token before is fetched."""
+        tokens_of = self.generate_step(self.mx.array(prompt), self.model, max_tokens=len(tokens) + 1)
+        next(tokens_of)
+        return self._timed(tokens_of, len(tokens))
+
+    def _timed(self, tokens_of: Iterator[Any], N: int) -> float:
+        """Seconds of N tokens; the step under way after them ends before anybody else's turn."""
+        seconds = fetch(tokens_of, N)
+        self.mx.synchronize(self.stream)
+        return seconds
 
     def batch(self, prompts: Sequence[Row], tokens_NB: np.ndarray) -> float:
         """Prompts are cut to the shortest: sequences are of equal length here."""
@@ -270,6 +270,14 @@ class MlxLm:
         """The most likely token [B] after the last."""
         logits_BTV = self.model(self.mx.array(tokens_BT), cache=cache)
         return self.mx.argmax(logits_BTV[:, -1], axis=-1)
+
+
+def fetch(tokens_of: Iterator[Any], N: int) -> float:
+    """Seconds that the next N tokens took."""
+    started = perf_counter()
+    for _ in range(N):
+        next(tokens_of)
+    return perf_counter() - started
 
 
 def version(package: str) -> str:
