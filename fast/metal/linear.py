@@ -1,8 +1,16 @@
 """Matrices as MLX multiplies by them: plain or quantised, alone or in a stack."""
 
 from dataclasses import dataclass
+from math import gcd, prod
+from typing import TypeAlias
 
 import mlx.core as mx
+
+from assay.fast.metal.ops import on_cpu
+
+PANEL = 128  # rows: with 2880 columns 1.5 MB; 64 and 256 measured alike
+DECODED_FROM = 8  # rows from which on the CPU decodes an affine matrix: twice as fast with 64, alike with 8
+DECODED_AT_A_TIME = 1 << 22  # values
 
 
 @dataclass(frozen=True)
@@ -25,6 +33,38 @@ class Plain:
 
 
 @dataclass(frozen=True)
+class Panels:
+    """A plain matrix [O,I] for the CPU: float32, turned, in panels of a few rows [P,I,O/P].
+
+    There MLX hands products in float32 to the reference BLAS, which adds to a row of a panel at once, but up to one
+    number of [O,I] at a time: 2 times as fast for one row of x, 2.3 times for 64, and panels stay in the processor's
+    cache. The sums are the same, bit for bit. MLX's own products of bfloat16 matrices take up to 1.1 times as long for
+    many rows, 2 times for one.
+    """
+
+    weight: mx.array
+
+    @classmethod
+    def of(cls, weight: mx.array) -> "Panels":
+        """From [O,I]."""
+        O, I = weight.shape  # noqa: E741
+        width = gcd(O, PANEL)
+        panels = weight.reshape(-1, width if width > 16 else O, I).swapaxes(1, 2)
+        return cls(mx.contiguous(panels).astype(mx.float32))
+
+    def rows(self, ids: mx.array) -> mx.array:
+        """Rows of [O,I] by id: [...] -> [...,I]."""
+        width = self.weight.shape[2]
+        return self.weight[ids // width, :, ids % width]
+
+    def multiply(self, x: mx.array, bias: mx.array | None) -> mx.array:
+        """x W^T + b, in float32: [...,I] -> [...,O]."""
+        y_PRo = x.reshape(-1, x.shape[-1]).astype(mx.float32) @ self.weight
+        y = y_PRo.swapaxes(0, 1).reshape(*x.shape[:-1], -1)
+        return y if bias is None else y + bias
+
+
+@dataclass(frozen=True)
 class Quantised:
     """A matrix, or a stack, in one of MLX's quantised layouts; `compute` is the dtype of the product's inputs.
 
@@ -40,7 +80,7 @@ class Quantised:
     mode: str
     compute: mx.Dtype
 
-    def rows(self, ids: mx.array) -> mx.array:
+    def rows(self, ids: mx.array | slice) -> mx.array:
         """Rows by id, decoded: [...] -> [...,I]."""
         biases = None if self.biases is None else self.biases[ids]
         return mx.dequantize(
@@ -49,17 +89,27 @@ class Quantised:
 
     def multiply(self, x: mx.array, bias: mx.array | None) -> mx.array:
         """x W^T + b: [...,I] -> [...,O]."""
-        y = mx.quantized_matmul(
-            x.astype(self.compute),
-            self.weight,
-            self.scales,
-            self.biases,
-            transpose=True,
-            group_size=self.group_size,
-            bits=self.bits,
-            mode=self.mode,
-        )
+        x = x.astype(self.compute)
+        if self.mode == "affine" and prod(x.shape[:-1]) >= DECODED_FROM and on_cpu():
+            y = self._decoded_product(x)
+        else:
+            y = mx.quantized_matmul(
+                x,
+                self.weight,
+                self.scales,
+                self.biases,
+                transpose=True,
+                group_size=self.group_size,
+                bits=self.bits,
+                mode=self.mode,
+            )
         return y if bias is None else y + bias
+
+    def _decoded_product(self, x: mx.array) -> mx.array:
+        """x W^T with the sums of `mx.quantized_matmul`, bit for bit."""
+        step = max(1, DECODED_AT_A_TIME // x.shape[-1] // PANEL) * PANEL
+        pieces = [self.rows(slice(start, start + step)) for start in range(0, len(self.weight), step)]
+        return mx.concatenate([Panels.of(piece).multiply(x, None) for piece in pieces], axis=-1)
 
     def gathered(self, x: mx.array, ids: mx.array, in_order: bool) -> mx.array:
         """Each row through the matrix of the stack with its id: [...,1,I] -> [...,1,O]; `in_order` if ids ascend."""
@@ -77,11 +127,14 @@ class Quantised:
         )
 
 
+Matrix: TypeAlias = Plain | Panels | Quantised
+
+
 @dataclass(frozen=True)
 class Linear:
     """A projection with its bias [O], or a stack of them with biases [N,O]; results are rounded to `dtype`."""
 
-    matrix: Plain | Quantised
+    matrix: Matrix
     bias: mx.array | None
     dtype: mx.Dtype
 

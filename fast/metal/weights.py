@@ -10,7 +10,7 @@ import numpy as np
 from assay.fast import layers
 from assay.fast.inputs import WeightSource
 from assay.fast.metal.layout import Packed, packed
-from assay.fast.metal.linear import Linear, Plain, Quantised
+from assay.fast.metal.linear import Linear, Matrix, Panels, Plain, Quantised
 from assay.fast.metal.ops import on_cpu
 from assay.reference.config import Config
 from assay.reference.formats import BF16, F32, AffineGroups
@@ -23,7 +23,7 @@ Layer: TypeAlias = "layers.Layer[mx.array, Linear, mx.array | None]"
 class Weights:
     """All weights of a model, and what a user should know about how they are held."""
 
-    embed: Plain | Quantised
+    embed: Matrix
     layers: tuple[Layer, ...]
     final_norm: mx.array
     head: Linear
@@ -36,7 +36,7 @@ def cast_weights(config: Config, tensors: Mapping[str, Tensor], dtype: mx.Dtype)
     Raises CheckpointError for a tensor that is missing or misshapen.
     """
     cast = _Cast(config, tensors, dtype)
-    embed = cast.matrix("model.embed_tokens.weight")
+    embed = cast.matrix("model.embed_tokens.weight", multiplied=config.tie_word_embeddings)
     return Weights(
         embed=embed,
         layers=tuple(layers.cast_layer(config, cast, i) for i in range(config.num_hidden_layers)),
@@ -54,15 +54,18 @@ class _Cast(WeightSource):
         self.dtype = dtype
         self.held: dict[str, int] = {}
 
-    def matrix(self, name: str) -> Plain | Quantised:
-        """A matrix or a stack: as it is stored if MLX has the encoding, else decoded."""
+    def matrix(self, name: str, multiplied: bool = True) -> Matrix:
+        """A matrix or a stack: as it is stored if MLX has the encoding, else decoded; `multiplied` or only looked up."""
         tensor = self.take(name)
         if (found := packed(tensor)) is not None:
             return self._quantised(tensor, found)
         weight = self._floats(tensor)
-        if weight.ndim == 3 and on_cpu():
-            weight = weight.astype(mx.float32)  # all that MLX's gather_mm knows on the CPU
-        return Plain(weight)
+        if not multiplied or not on_cpu():
+            return Plain(weight)
+        if weight.ndim == 2:
+            return Panels(_now(Panels.of(weight).weight))
+        # float32 is all that MLX's gather_mm knows on the CPU; it lies turned there, as the panels do
+        return Plain(_now(mx.contiguous(weight.swapaxes(1, 2)).astype(mx.float32)).swapaxes(1, 2))
 
     def vector(self, name: str) -> mx.array:
         """A small tensor of floats."""
