@@ -156,8 +156,8 @@ def attention(
     show("q", q)
     show("k", k)
     show("v", v)
-    q_and_k = rotate(mx.concatenate([q, k], axis=2).swapaxes(1, 2), past.length)
-    q, k, v = q_and_k[:, :H], q_and_k[:, H:], v.swapaxes(1, 2)
+    # each by itself: of a prompt's last layer MLX then computes no queries, for nothing asks for them
+    q, k, v = rotate(q.swapaxes(1, 2), past.length), rotate(k.swapaxes(1, 2), past.length), v.swapaxes(1, 2)
     show("q_rope", q.swapaxes(1, 2))
     show("k_rope", k.swapaxes(1, 2))
     k, v = past.extend(k, v)

@@ -55,7 +55,7 @@ class _Cast(WeightSource):
         self.held: dict[str, int] = {}
 
     def matrix(self, name: str, multiplied: bool = True) -> Matrix:
-        """A matrix or a stack: as it is stored if MLX has the encoding, else decoded; `multiplied` or only looked up."""
+        """A matrix or a stack, as stored if MLX has the encoding, else decoded; `multiplied`, or only looked up."""
         tensor = self.take(name)
         if (found := packed(tensor)) is not None:
             return self._quantised(tensor, found)

@@ -25,7 +25,6 @@ from assay.loaders import Checkpoint, open_checkpoint
 from tests.speed.limits import measure
 from tests.speed.report import Findings, Work, print_findings
 
-PAST = 64  # tokens before those that are decoded one by one
 EXACT = {"cpu": "cpu:exact", "metal": "metal:float32"}  # the mode that the logits of all are compared with
 TOGETHER = 0.2  # of the free memory: files up to this are given to all engines at once
 
@@ -72,6 +71,7 @@ def options(description: str | None) -> argparse.ArgumentParser:
     parser.add_argument("file", type=Path)
     parser.add_argument("--prompt", type=int, nargs="*", default=[64, 256], help="lengths of prompts")
     parser.add_argument("--decode", type=int, default=32, help="tokens decoded one by one; 0: none")
+    parser.add_argument("--past", type=int, default=64, help="tokens before those that are decoded one by one")
     parser.add_argument("--batch", type=int, default=20, help="sequences decoded together; 0: none")
     parser.add_argument("--steps", type=int, default=8, help="tokens of each sequence of the batch")
     parser.add_argument("--rounds", type=int, default=3, help="turns of each engine")
@@ -96,7 +96,7 @@ def run(baseline: str, ours: Sequence[str], arguments: argparse.Namespace) -> No
     found = Findings(path.name, nbytes / 1e9, machine(), threads)
     if arguments.check:
         found.checks = {engine: checked(checkpoint, engine, arguments.check) for engine in engines}
-    longest = max([PAST + max(arguments.decode, arguments.steps), *arguments.prompt]) + 8
+    longest = max([arguments.past + max(arguments.decode, arguments.steps), *arguments.prompt]) + 8
     settings = path, threads, longest, max(arguments.batch, 1), checkpoint.config.vocab_size
     with tempfile.TemporaryDirectory() as folder:
         turns = Turns(engines, settings, list(pieces(arguments)), arguments.repeats, files, found)
@@ -173,7 +173,9 @@ def pieces(arguments: argparse.Namespace) -> Iterator[Work]:
         yield Work(f"prefill {T}", {"do": "prefill", "T": T}, T)
     if arguments.decode:
         yield Work(
-            f"decode {arguments.decode}", {"do": "decode", "past": PAST, "N": arguments.decode}, arguments.decode
+            f"decode {arguments.decode}",
+            {"do": "decode", "past": arguments.past, "N": arguments.decode},
+            arguments.decode,
         )
     if arguments.batch:
         B, N = arguments.batch, arguments.steps
