@@ -3,7 +3,7 @@
 Raises CheckpointError on import where MLX is absent or too old.
 """
 
-from assay.fast.metal.support import require_mlx
+from assay.fast.mlx_support import require_mlx
 
 require_mlx()
 

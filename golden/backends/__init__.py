@@ -45,7 +45,8 @@ KNOWN = {
     "reference": _Known("assay.golden.backends.reference", ("float64", "float32")),
     "cpu": _Known("assay.golden.backends.cpu", ("exact", "q8")),
     "metal": _Known("assay.golden.backends.metal", ("float32", "bfloat16"), "pip install 'assay[metal]'"),
-    "mlx-lm": _Known("assay.golden.backends.mlx_lm", ("float32", "bfloat16"), "pip install 'assay[peers]'"),
+    # its own dependencies hold MLX's library on macOS only
+    "mlx-lm": _Known("assay.golden.backends.mlx_lm", ("float32", "bfloat16"), "pip install 'assay[metal,peers]'"),
     "transformers": _Known("assay.golden.backends.hf", ("float32", "bfloat16"), "pip install 'assay[peers]'"),
     "llama.cpp": _Known("assay.golden.backends.llamacpp", ("default", "float32"), "pip install 'assay[peers]'"),
     "openai-torch": _Known(

@@ -5,13 +5,18 @@ import sys
 from collections.abc import Collection, Mapping
 from importlib.metadata import version
 
-import mlx.core as mx
 import numpy as np
 
-from assay.fast.metal import MetalModel
+from assay.fast.mlx_support import require_mlx
 from assay.golden.backends import Progress
 from assay.golden.backends.engines import run_engine
 from assay.loaders.checkpoint import Checkpoint
+
+require_mlx()
+
+import mlx.core as mx  # noqa: E402
+
+from assay.fast.metal import MetalModel  # noqa: E402
 
 
 class MetalBackend:

@@ -9,16 +9,20 @@ import itertools
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
-import mlx.core as mx
 import numpy as np
-from mlx_lm.models.cache import make_prompt_cache
-from mlx_lm.utils import load_model
 
-from assay.golden.backends import Progress
+from assay.fast.mlx_support import require_mlx
+from assay.golden.backends import KNOWN, Progress
 from assay.golden.errors import GoldenError
 from assay.loaders.checkpoint import Checkpoint
 from assay.reference.config import GptOssConfig
 from assay.reference.taps import Recorder
+
+require_mlx("mlx-lm", KNOWN["mlx-lm"].install)
+
+import mlx.core as mx  # noqa: E402
+from mlx_lm.models.cache import make_prompt_cache  # noqa: E402
+from mlx_lm.utils import load_model  # noqa: E402
 
 Ear = Callable[[tuple[Any, ...], mx.array], None]  # told a call's arguments and its result
 

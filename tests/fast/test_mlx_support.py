@@ -53,7 +53,8 @@ def test_without_mlx(tmp_path):
         assert refused.stderr.endswith("what to do: pip install 'assay[metal]'\n")
     refused = without_mlx("check", golden, "--backend", "mlx-lm")
     assert refused.returncode == 2
-    assert refused.stderr.endswith("what to do: pip install 'assay[peers]'\n")
+    assert refused.stderr.startswith("assay: backend 'mlx-lm' needs MLX\n")
+    assert refused.stderr.endswith("what to do: pip install 'assay[metal,peers]'\n")
 
 
 def with_version(version: str) -> subprocess.CompletedProcess[str]:
