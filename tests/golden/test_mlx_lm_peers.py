@@ -1,5 +1,6 @@
 """mlx-lm as released: the taps are its own, its rounded YaRN ramp is found or accepted, nothing else is blamed."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ from assay.golden.noise import PROFILES
 from assay.golden.record import record, split_into_chunks
 from assay.loaders import Checkpoint, open_checkpoint
 from tests.checkpoint_files import CHECKPOINTS
-from tests.reference.shapes import make_shape
+from tests.reference.shapes import GPT_OSS, make_shape
 
 pytestmark = pytest.mark.peers
 LARGEST_RATIO = 2.0  # measured: up to 1.7 (act, in bfloat16)
@@ -22,12 +23,19 @@ def checked(
     checkpoint: Checkpoint, mode: str, T: int = 40, chunks: list[int] | None = None, strict: bool = False
 ) -> Report:
     """The check of mlx-lm, its rounded ramp accepted, or not if `strict`."""
+    return both(checkpoint, mode, T, chunks, (strict,))[0]
+
+
+def both(
+    checkpoint: Checkpoint, mode: str, T: int, chunks: list[int] | None, strict: tuple[bool, ...] = (True, False)
+) -> list[Report]:
+    """Checks of one run of mlx-lm, its rounded ramp not accepted, and accepted."""
     tokens = np.random.default_rng(T).integers(8, checkpoint.config.vocab_size, T).tolist()
     backend = open_backend("mlx-lm", checkpoint, mode)
     lengths = None if chunks is None else split_into_chunks(T, chunks)
     golden = record(checkpoint, open_backend("reference", checkpoint), tokens, chunks=lengths, taps=None, beside=Path())
     taps = backend.run(tokens, golden.provenance.chunks, golden.provenance.taps)
-    return check(golden, checkpoint, taps, "mlx-lm", PROFILES[backend.profile], strict=strict)
+    return [check(golden, checkpoint, taps, "mlx-lm", PROFILES[backend.profile], strict=each) for each in strict]
 
 
 def kinds(report: Report, verdict: str = "diverges") -> set[str]:
@@ -38,19 +46,42 @@ def largest_ratio(report: Report) -> float:
     return max(tap.ratio for tap in report.taps if tap.verdict == "match")
 
 
-@pytest.mark.parametrize("chunks", [None, [7, 1, 1, 21]])
+@pytest.fixture(scope="module")
+def shapes(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Checkpoint]:
+    """A checkpoint of tests/checkpoints, or a shape, written at first use."""
+    root = tmp_path_factory.mktemp("shapes")
+
+    def opened(name: str) -> Checkpoint:
+        if name not in GPT_OSS:
+            return open_checkpoint(CHECKPOINTS / name)
+        return open_checkpoint(root / name if (root / name).exists() else make_shape(name, root / name))
+
+    return opened
+
+
+# windows of 12 and 5: 40 tokens go over them and round the ring
+RAMPS = {
+    "gpt_oss/hf": 40,
+    "gpt_oss/mlx": 40,
+    "gpt_oss/mlx-q8": 40,
+    "1 of 3 experts, window 5": 40,
+}
+
+
+@pytest.mark.parametrize("chunks", [None, [7, 1, 1, 21], [1]])
 @pytest.mark.parametrize("mode", ["float32", "bfloat16"])
-@pytest.mark.parametrize("name", ["gpt_oss/hf", "gpt_oss/mlx"])
-def test_the_rounded_ramp_and_nothing_else(name: str, mode: str, chunks: list[int] | None) -> None:
-    checkpoint = open_checkpoint(CHECKPOINTS / name)
-    strict = checked(checkpoint, mode, chunks=chunks, strict=True)
+@pytest.mark.parametrize("name", RAMPS)
+def test_the_rounded_ramp_and_nothing_else(
+    shapes: Callable[[str], Checkpoint], name: str, mode: str, chunks: list[int] | None
+) -> None:
+    """Plain weights, MXFP4 experts, and those with the rest and the router in 8 bits; the ramps' ends are not whole."""
+    strict, accepted = both(shapes(name), mode, RAMPS[name], chunks)
     assert strict.first_divergence is not None
     assert strict.first_divergence.tap == "layers.0.q_rope"
     assert kinds(strict) == {"q_rope", "k_rope"}
     assert strict.cause is not None
     assert (strict.cause["id"], strict.cause["ambiguous_with"]) == ("yarn-ramp-rounded", [])
     assert strict.cause["ratio_after"] < LARGEST_RATIO
-    accepted = checked(checkpoint, mode, chunks=chunks)
     assert (accepted.verdict, accepted.first_divergence) == ("known-deviation", None)
     assert kinds(accepted, "known-deviation") == {"q_rope", "k_rope"}
     assert [row["id"] for row in accepted.deviations] == ["yarn-ramp-rounded"]
@@ -75,6 +106,12 @@ def test_whole_ramp_ends_leave_nothing_to_find(name: str, T: int, chunks: list[i
     checkpoint = open_checkpoint(make_shape(name, tmp_path / "checkpoint"))
     report = checked(checkpoint, "float32", T, chunks, strict=True)
     assert kinds(report) == (set() if "truncated" in name else {"q_rope", "k_rope"})
+
+
+def test_the_config_s_clamp_is_ignored(shapes: Callable[[str], Checkpoint]) -> None:
+    """It clamps at 7 whatever swiglu_limit says; the released models' is 7."""
+    report = checked(shapes("head 64, no groups, 3 of 5 experts, limit 3"), "float32")
+    assert kinds(report) == {"expert_act"}
 
 
 def test_mistral_s_window_is_ignored() -> None:
