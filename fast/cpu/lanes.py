@@ -171,8 +171,7 @@ def _row_pointers(context: Any, builder: Any, array_type: Any, array: Any, place
 def _prefetch_next_tile(builder: Any, rows: list[Any], stride: Any, nbytes: int) -> None:
     """Ask the memory for the same blocks of the 16 rows that follow: rows side by side are too many streams to guess.
 
-    Beyond the last row that is an address of nothing, which a prefetch may have. A line for each 64 bytes and not for
-    each begun 64: of rows of 68-byte steps it misses one in 16, and costs half.
+    Beyond the last row that is an address of nothing, which a prefetch may have.
     """
     next_tile = builder.mul(stride, ir.Constant(stride.type, ROWS))
     pointer = I8.as_pointer()
