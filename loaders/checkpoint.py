@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from assay.loaders.config import require_plausible_depth
-from assay.loaders.errors import CheckpointError
+from assay.loaders.errors import CheckpointError, Report, refuse, reporting
 from assay.loaders.layout import GATE_FIRST, Layout
 from assay.loaders.mapped_file import release
 from assay.reference.config import Config, LlamaConfig
@@ -23,6 +23,7 @@ from assay.reference.weights import Encoding, Tensor, weight_shapes
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
+Stored = tuple[Encoding, dict[str, np.ndarray], tuple[str, ...]]  # encoding, parts, the file's names for them
 ROWS = 64  # of a matrix are digested at a time: few enough for the cache
 
 
@@ -147,64 +148,70 @@ def assemble(
     config: Config,
     where: Path,
     targets: Mapping[str, list[tuple[str, tuple[Layout, ...]]]],
-    stored: Mapping[str, tuple[Encoding, dict[str, np.ndarray], tuple[str, ...]]],
+    stored: Mapping[str, Stored | None],
     known_unused: Mapping[str, str],
+    report: Report = refuse,
 ) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Canonical tensors from stored ones, checked against the config: none missing, none twice, shapes right.
 
-    `stored` gives each stored tensor's encoding, parts [rows..., ...] and the file's names for them;
-    `targets` the canonical tensors that it holds.
+    `stored` gives each stored tensor's encoding, parts [rows..., ...] and the file's names for them, or None if its
+    fault was reported; `targets` the canonical tensors that it holds.
     """
     require_plausible_depth(config.num_hidden_layers, len(stored), str(where))
     shapes = weight_shapes(config)
     tensors: dict[str, Tensor] = {}
+    faulty: set[str] = set()
     unused = dict(known_unused)
-    for name, (encoding, parts, stored_as) in stored.items():
-        for canonical, changes in targets[name]:
-            if canonical not in shapes:
-                continue
-            if canonical in tensors:
-                raise CheckpointError(
-                    f"{canonical} is stored twice",
-                    where=where,
-                    tensors=stored_as,
-                    got=f"{', '.join(tensors[canonical].stored_as)} and {', '.join(stored_as)}",
-                )
-            tensors[canonical] = _tensor(
-                canonical, shapes[canonical], encoding, parts, stored_as, changes, config, where
-            )
-        if not any(canonical in shapes for canonical, _ in targets[name]):
+    for name, value in stored.items():
+        used = [(canonical, changes) for canonical, changes in targets[name] if canonical in shapes]
+        if value is None:
+            faulty |= {canonical for canonical, _ in used}
+            continue
+        stored_as = value[2]
+        for canonical, changes in used:
+            with reporting(report):
+                if canonical in tensors:
+                    raise CheckpointError(
+                        f"{canonical} is stored twice",
+                        where=where,
+                        tensors=stored_as,
+                        got=f"{', '.join(tensors[canonical].stored_as)} and {', '.join(stored_as)}",
+                    )
+                faulty.add(canonical)
+                tensors[canonical] = _tensor(canonical, shapes[canonical], value, changes, config, where)
+        if not used:
             unused |= dict.fromkeys(stored_as, "unknown to this architecture")
     if unknown := sorted(name for name in unused if name not in known_unused):
-        raise CheckpointError(
+        error = CheckpointError(
             f"{len(unknown)} tensor{'s' * (len(unknown) > 1)} that this model has no use for: {', '.join(unknown[:5])}"
             + (" ..." if len(unknown) > 5 else ""),
             where=where,
             tensors=unknown,
             remedy="check that config and weights belong together",
         )
-    if missing := [name for name in shapes if name not in tensors]:
-        raise CheckpointError(
+        report(error)
+    if missing := [name for name in shapes if name not in tensors and name not in faulty]:
+        error = CheckpointError(
             f"{len(missing)} tensor{'s' * (len(missing) > 1)} missing: {', '.join(missing[:5])}"
             + (" ..." if len(missing) > 5 else ""),
             where=where,
             tensors=missing,
             remedy="check that all shards are there and that config and weights belong together",
         )
-    return {name: tensors[name] for name in shapes}, unused
+        report(error)
+    return {name: tensors[name] for name in shapes if name in tensors}, unused
 
 
 def _tensor(
     name: str,
     shape: tuple[int, ...],
-    encoding: Encoding,
-    parts: dict[str, np.ndarray],
-    stored_as: tuple[str, ...],
+    stored: Stored,
     changes: tuple[Layout, ...],
     config: Config,
     where: Path,
 ) -> Tensor:
     """One canonical tensor: shape checked, then layout changes applied to every part."""
+    encoding, parts, stored_as = stored
     try:
         for change in changes:
             parts = {key: change.apply(part, config) for key, part in parts.items()}

@@ -1,6 +1,7 @@
-"""The one kind of error that unreadable, inconsistent or unsupported input raises."""
+"""The one kind of error that unreadable, inconsistent or unsupported input raises, and what to do with it."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 LONGEST = 600  # characters of one line: a hostile name or value must not fill the terminal
@@ -36,6 +37,23 @@ class CheckpointError(ValueError):
         if remedy is not None:
             lines.append(f"  what to do: {remedy}")
         super().__init__("\n".join(lines))
+
+
+Report = Callable[[CheckpointError], None]  # is handed a fault, and returns if reading is to go on without that part
+
+
+def refuse(error: CheckpointError) -> None:
+    """What opening does with a fault: reading ends there."""
+    raise error
+
+
+@contextmanager
+def reporting(report: Report) -> Iterator[None]:
+    """Hand the error that ends the block to `report`; what follows the block may then lack what was to be read."""
+    try:
+        yield
+    except CheckpointError as error:
+        report(error)
 
 
 def _short(text: str) -> str:

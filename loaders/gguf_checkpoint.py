@@ -5,9 +5,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from assay.loaders.checkpoint import Checkpoint, assemble
+from assay.loaders.checkpoint import Checkpoint, Stored, assemble
 from assay.loaders.delegated import DELEGATED
-from assay.loaders.errors import CheckpointError
+from assay.loaders.errors import CheckpointError, Report, refuse, reporting
 from assay.loaders.gguf_config import ROPE_TENSORS, config_from_gguf
 from assay.loaders.gguf_file import GgufFile, GgufTensor, read_gguf
 from assay.loaders.names import gguf_targets
@@ -17,24 +17,30 @@ from assay.reference.weights import Encoding
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-Stored = tuple[Encoding, dict[str, np.ndarray], tuple[str, ...]]
-
 
 def open_gguf(path: Path) -> Checkpoint:
     """Open a GGUF file; raises CheckpointError."""
-    file = read_gguf(path)
-    stored: dict[str, Stored] = {name: (*_parts(file, tensor), (name,)) for name, tensor in file.tensors.items()}
-    derived = _join_nvfp4_scales(stored, path)
+    return gguf_checkpoint(read_gguf(path))
+
+
+def gguf_checkpoint(file: GgufFile, report: Report = refuse) -> Checkpoint:
+    """The checkpoint in a GGUF file; without the tensors at fault, if `report` returns from what is wrong with them."""
+    path, stored = file.path, dict[str, Stored]()
+    for name, tensor in file.tensors.items():
+        with reporting(report):
+            stored[name] = (*_parts(file, tensor), (name,))
+    faulty = dict.fromkeys([*file.faulty, *(name for name in file.tensors if name not in stored)])
+    derived = _join_nvfp4_scales(stored, path, report)
     arch = str(file.metadata.get("general.architecture"))
     rope = {name: stored.pop(name) for name in ROPE_TENSORS.get(arch, ()) if name in stored}
     config = config_from_gguf(
         file.metadata,
-        {name: tensor.shape for name, tensor in file.tensors.items()},
+        {name: tensor.shape for name, tensor in file.tensors.items()} | file.faulty,
         {name: encoding.decode(parts) for name, (encoding, parts, _) in rope.items()},
         str(path),
     )
-    targets = {name: gguf_targets(arch, name) for name in stored}
-    tensors, unused = assemble(config, path, targets, stored, derived)
+    targets = {name: gguf_targets(arch, name) for name in (*stored, *faulty)}
+    tensors, unused = assemble(config, path, targets, {**stored, **faulty}, derived, report)
 
     eos = file.metadata.get("tokenizer.ggml.eos_token_id")
     stop = (eos,) if isinstance(eos, int) else ()
@@ -65,7 +71,7 @@ def _parts(file: GgufFile, tensor: GgufTensor) -> tuple[Encoding, dict[str, np.n
     return format, {"blocks": data.reshape(*rows, columns // format.elements, format.nbytes)}
 
 
-def _join_nvfp4_scales(stored: dict[str, Stored], path: Path) -> dict[str, str]:
+def _join_nvfp4_scales(stored: dict[str, Stored], path: Path, report: Report) -> dict[str, str]:
     """Join X.scale to NVFP4's X.weight, as its second scale; answers the tensors that only activations need.
 
     llama.cpp's loader reads X.scale [1] or [N], one an expert, and X.input_scale, for quantised activations.
@@ -80,9 +86,9 @@ def _join_nvfp4_scales(stored: dict[str, Stored], path: Path) -> dict[str, str]:
             *experts, rows = parts["blocks"].shape[:-2]
             scale = found[0].decode(found[1])
             if scale.shape not in ((1,), (*experts,)):
-                raise CheckpointError(
-                    f"{stem}scale does not fit {name}", where=path, expected=experts or [1], got=list(scale.shape)
-                )
+                what, got = f"{stem}scale does not fit {name}", list(scale.shape)
+                report(CheckpointError(what, where=path, tensors=(f"{stem}scale",), expected=experts or [1], got=got))
+                continue
             per_row = np.broadcast_to(scale[..., None] if experts else scale, (*experts, rows))
             stored[name] = NVFP4_TWO_LEVEL, {**parts, "scale": per_row}, (name, f"{stem}scale")
     return unused

@@ -10,7 +10,6 @@ The layout of versions 2 and 3 (ggml's docs/gguf.md; what readers enforce: ggml/
 A vocabulary holds hundreds of thousands of strings; they are stepped over here and decoded when first asked for.
 """
 
-import itertools
 import math
 import mmap
 import reprlib
@@ -22,7 +21,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from assay.loaders.errors import CheckpointError
+from assay.loaders.errors import CheckpointError, Report, refuse, reporting
 from assay.loaders.mapped_file import DAMAGED, map_file
 
 U32, U64 = struct.Struct("<I"), struct.Struct("<Q")
@@ -107,12 +106,17 @@ class Metadata(Mapping[str, object]):
 
 @dataclass(frozen=True, eq=False)
 class GgufFile:
-    """An open GGUF file: decoded metadata, and where each tensor lies."""
+    """An open GGUF file: decoded metadata, and where each tensor lies.
+
+    `order` has them as the file describes them, None for each that is left out; `faulty` has the shapes of those.
+    """
 
     path: Path
     version: int
     metadata: Metadata
     tensors: dict[str, GgufTensor]
+    order: tuple[GgufTensor | None, ...]
+    faulty: dict[str, tuple[int, ...]]
     alignment: int
     data_start: int
     _bytes: np.ndarray = field(repr=False)
@@ -122,25 +126,30 @@ class GgufFile:
         return self._bytes[tensor.offset : tensor.offset + tensor.nbytes]
 
 
-def read_gguf(path: str | Path) -> GgufFile:
-    """Open a GGUF file of version 2 or 3; raises CheckpointError for one that is not whole and consistent."""
-    cursor = _Cursor(Path(path), map_file(Path(path)))
+def read_gguf(path: str | Path, report: Report = refuse) -> GgufFile:
+    """Open a GGUF file of version 2 or 3; raises CheckpointError for one that is not whole and consistent.
+
+    What is wrong with one tensor, key or text goes to `report`; after any other fault nothing more can be read.
+    """
+    cursor = _Cursor(Path(path), map_file(Path(path)), report)
     version, n_tensors, n_entries = _header(cursor)
     values = _metadata(cursor, n_entries)
     infos = [_tensor_info(cursor, index) for index in range(n_tensors)]
     alignment = values.get("general.alignment", 32)
     assert isinstance(alignment, int)  # _check_special has seen to it
     data_start = -(-cursor.at // alignment) * alignment
-    tensors = _tensors(cursor, infos, alignment, data_start)
+    order = _tensors(cursor, infos, alignment, data_start)
+    tensors = {tensor.name: tensor for tensor in order if tensor is not None}
+    faulty = {info.name: info.shape for info in infos if info.name not in tensors}
     raw = np.frombuffer(cursor.data, np.uint8)
-    return GgufFile(cursor.path, version, Metadata(values), tensors, alignment, data_start, raw)
+    return GgufFile(cursor.path, version, Metadata(values), tensors, order, faulty, alignment, data_start, raw)
 
 
 class _Cursor:
     """A position in the mapped file; every step is checked against the end of the file."""
 
-    def __init__(self, path: Path, data: mmap.mmap):
-        self.path, self.data, self.size, self.at = path, data, len(data), 0
+    def __init__(self, path: Path, data: mmap.mmap, report: Report):
+        self.path, self.data, self.size, self.at, self.report = path, data, len(data), 0, report
 
     def error(
         self,
@@ -170,21 +179,27 @@ class _Cursor:
     def uint64(self, what: str) -> int:
         return U64.unpack_from(self.data, self.step(8, what))[0]
 
-    def text(self, what: str) -> str:
+    def text(self, what: str, of_tensor: bool = False) -> str:
+        """A text; with the bytes that are not UTF-8 as \\xNN, if the report of them returns."""
         length = self.uint64(f"the length of {what}")
         start = self.step(length, what)
+        raw = self.data[start : self.at]
         try:
-            return self.data[start : self.at].decode()
+            return raw.decode()
         except UnicodeDecodeError as error:
-            raise self.error(start + error.start, f"{what} is not valid UTF-8: {error.reason}") from error
+            shown, tensor = raw[:MAX_NAME].decode(errors="backslashreplace"), None
+            if of_tensor:
+                tensor = shown
+            self.report(self.error(start + error.start, f"{what} is not valid UTF-8: {error.reason}", tensor=tensor))
+            return shown
 
-    def name(self, what: str) -> str:
+    def name(self, what: str, of_tensor: bool = False) -> str:
         """A text of 1 to MAX_NAME bytes."""
         length, start = self.uint64(f"the length of {what}"), self.at - 8
         if not 1 <= length <= MAX_NAME:
             raise self.error(start, f"{what} has an impossible length", f"1 to {MAX_NAME} bytes", length)
         self.at = start
-        return self.text(what)
+        return self.text(what, of_tensor)
 
     def check_count(self, count: int, smallest: int, at: int, what: str) -> None:
         """Refuse a count of things of at least `smallest` bytes that cannot fit in the rest of the file."""
@@ -217,11 +232,12 @@ def _metadata(cursor: _Cursor, count: int) -> dict[str, object]:
         start = cursor.at
         key = cursor.name(f"metadata key {index}")
         if key in values:
-            raise cursor.error(start, f"metadata key {key!r} occurs twice")
+            cursor.report(cursor.error(start, f"metadata key {key!r} occurs twice"))
         kind = cursor.uint32(f"the type of metadata {key!r}")
         start = cursor.at
-        values[key] = _value(cursor, key, kind)
-        _check_special(cursor, start, key, values[key])
+        value = _value(cursor, key, kind)
+        _check_special(cursor, start, key, value)
+        values.setdefault(key, value)
     return values
 
 
@@ -258,7 +274,7 @@ def _numbers(cursor: _Cursor, kind: int, count: int, what: str) -> np.ndarray:
     numbers = np.frombuffer(cursor.data, np.uint8)[start : cursor.at].view(dtype)
     if dtype == np.bool_ and (wrong := np.flatnonzero(numbers.view(np.uint8) > 1)).size:
         at = start + int(wrong[0])
-        raise cursor.error(at, f"{what} holds a bool that is neither 0 nor 1", got=cursor.data[at])
+        cursor.report(cursor.error(at, f"{what} holds a bool that is neither 0 nor 1", got=cursor.data[at]))
     return numbers
 
 
@@ -307,47 +323,51 @@ def _check_special(cursor: _Cursor, at: int, key: str, value: object) -> None:
 
 
 class _Info(NamedTuple):
-    """A tensor info as stored: `offset` counts from the start of the data, `at` is where the info lies."""
+    """A tensor info as stored: `offset` counts from the start of the data, `at` and `shape_at` from the file's."""
 
     name: str
     shape: tuple[int, ...]
     kind: int
     offset: int
     at: int
+    shape_at: int
 
 
 def _tensor_info(cursor: _Cursor, index: int) -> _Info:
     at = cursor.at
-    name = cursor.name(f"the name of tensor {index}")
+    name = cursor.name(f"the name of tensor {index}", of_tensor=True)
     what = f"the description of tensor {name!r}"
     n_axes = cursor.uint32(what)
     if n_axes > MAX_AXES:
         raise cursor.error(at, f"tensor {name!r} has too many axes", f"at most {MAX_AXES}", n_axes, tensor=name)
     start = cursor.step(8 * n_axes, what)
     shape = struct.unpack_from(f"<{n_axes}Q", cursor.data, start)[::-1]
+    return _Info(name, shape, cursor.uint32(what), cursor.uint64(what), at, start)
+
+
+def _tensors(cursor: _Cursor, infos: list[_Info], alignment: int, data_start: int) -> tuple[GgufTensor | None, ...]:
+    """The tensor of each info, known to lie in the file and apart from the others; None in place of one at fault."""
+    tensors: list[GgufTensor | None] = [None] * len(infos)
+    names: set[str] = set()
+    for i, info in enumerate(infos):
+        with reporting(cursor.report):
+            if info.name in names:
+                raise cursor.error(info.at, f"tensor {info.name!r} occurs twice", tensor=info.name)
+            names.add(info.name)
+            tensors[i] = _placed(cursor, info, alignment, data_start)
+    overlapping = set(_overlapping(cursor, [t for t in tensors if t is not None], alignment, data_start))
+    return tuple(None if t is None or t.name in overlapping else t for t in tensors)
+
+
+def _placed(cursor: _Cursor, info: _Info, alignment: int, data_start: int) -> GgufTensor:
+    """The tensor of an info, its shape, type, row length and byte range checked."""
+    name, shape, kind, offset, at, shape_at = info
     if math.prod(max(length, 1) for length in shape) >= 2**63:
         what = f"tensor {name!r} has an impossible shape: its size overflows"
-        raise cursor.error(start, what, got=list(shape), tensor=name)
-    return _Info(name, shape, cursor.uint32(what), cursor.uint64(what), at)
-
-
-def _tensors(cursor: _Cursor, infos: list[_Info], alignment: int, data_start: int) -> dict[str, GgufTensor]:
-    """Tensors by name, in the file's order, each known to lie in the file and apart from the others."""
-    tensors: dict[str, GgufTensor] = {}
-    for info in infos:
-        if info.name in tensors:
-            raise cursor.error(info.at, f"tensor {info.name!r} occurs twice", tensor=info.name)
-        if info.offset % alignment:
-            what = f"tensor {info.name!r} has a misaligned offset"
-            raise cursor.error(info.at, what, f"a multiple of {alignment}", info.offset, tensor=info.name)
-        tensors[info.name] = _placed(cursor, info, data_start)
-    _check_apart(cursor, tensors)
-    return tensors
-
-
-def _placed(cursor: _Cursor, info: _Info, data_start: int) -> GgufTensor:
-    """The tensor of an info, its type, row length and byte range checked."""
-    name, shape, kind, offset, at = info
+        raise cursor.error(shape_at, what, got=list(shape), tensor=name)
+    if offset % alignment:
+        what = f"tensor {name!r} has a misaligned offset"
+        raise cursor.error(at, what, f"a multiple of {alignment}", offset, tensor=name)
     if kind not in GGML_TYPES:
         hint = "Ollama's number for MXFP4: take a GGUF that llama.cpp converted" if kind == OLLAMA_MXFP4 else None
         raise cursor.error(at, f"tensor {name!r} has the unknown ggml type {kind}", remedy=hint, tensor=name)
@@ -364,10 +384,18 @@ def _placed(cursor: _Cursor, info: _Info, data_start: int) -> GgufTensor:
     return GgufTensor(name, shape, kind, block.name, start, nbytes)
 
 
-def _check_apart(cursor: _Cursor, tensors: dict[str, GgufTensor]) -> None:
-    placed = sorted((t for t in tensors.values() if t.nbytes), key=lambda t: t.offset)
-    for before, after in itertools.pairwise(placed):
-        if after.offset < before.offset + before.nbytes:
-            what = f"tensor {after.name!r} overlaps tensor {before.name!r}"
-            expected = f"a start at byte {before.offset + before.nbytes} or later"
-            raise cursor.error(after.offset, what, expected, tensor=after.name)
+def _overlapping(cursor: _Cursor, tensors: list[GgufTensor], alignment: int, data_start: int) -> Iterator[str]:
+    """Of two tensors that overlap the one that does not begin where another ends; the later one if both do."""
+    placed = sorted((t for t in tensors if t.nbytes), key=lambda t: t.offset)
+    ends = {data_start} | {t.offset + -(-t.nbytes // alignment) * alignment for t in placed}
+    before: GgufTensor | None = None
+    for after in placed:
+        if before is None or after.offset >= before.offset + before.nbytes:
+            before = after
+            continue
+        wrong, other = (after, before) if before.offset in ends else (before, after)
+        what = f"tensor {wrong.name!r} overlaps tensor {other.name!r}"
+        expected = f"apart from bytes {other.offset} to {other.offset + other.nbytes}"
+        cursor.report(cursor.error(wrong.offset, what, expected, tensor=wrong.name))
+        yield wrong.name
+        before = other

@@ -11,13 +11,14 @@ import mmap
 import re
 import reprlib
 import struct
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from assay.loaders.errors import CheckpointError
+from assay.loaders.errors import CheckpointError, Report, refuse, reporting
 from assay.loaders.json_text import ROOM, parse_object
 from assay.loaders.mapped_file import DAMAGED, map_file
 
@@ -50,11 +51,12 @@ class SafeTensor:
 
 @dataclass(frozen=True, eq=False)
 class SafetensorsFile:
-    """An open safetensors file: its metadata, and where each tensor lies."""
+    """An open safetensors file: its metadata, and where each tensor lies; `faulty` names those left out."""
 
     path: Path
     metadata: dict[str, str]
     tensors: dict[str, SafeTensor]
+    faulty: set[str]
     _bytes: np.ndarray = field(repr=False)
 
     def view(self, tensor: SafeTensor) -> np.ndarray:
@@ -73,17 +75,25 @@ class SafetensorsFile:
         return raw.view(DTYPES[tensor.dtype]).reshape(tensor.shape)
 
 
-def read_safetensors(path: str | Path) -> SafetensorsFile:
-    """Open a safetensors file; raises CheckpointError for one that is not whole and consistent."""
+def read_safetensors(path: str | Path, report: Report = refuse) -> SafetensorsFile:
+    """Open a safetensors file; raises CheckpointError for one that is not whole and consistent.
+
+    What is wrong with one tensor or with the metadata goes to `report`; after any other fault nothing more can be read.
+    """
     path = Path(path)
     data = map_file(path)
     header, start = _header(path, data)
     metadata = header.pop("__metadata__", {})
     if not _is_text_map(metadata):
-        raise _error(path, 8, "__metadata__ must map text to text", got=reprlib.repr(metadata))
-    tensors = {name: _tensor(path, name, entry, start, data) for name, entry in header.items()}
-    _check_coverage(path, tensors, start, len(data))
-    return SafetensorsFile(path, metadata, tensors, np.frombuffer(data, np.uint8))
+        report(_error(path, 8, "__metadata__ must map text to text", got=reprlib.repr(metadata)))
+        metadata = {}
+    tensors: dict[str, SafeTensor] = {}
+    for name, entry in header.items():
+        with reporting(report):
+            tensors[name] = _tensor(path, name, entry, start, data)
+    for name in _misplaced(path, header, tensors, start, len(data), report):
+        del tensors[name]
+    return SafetensorsFile(path, metadata, tensors, header.keys() - tensors.keys(), np.frombuffer(data, np.uint8))
 
 
 def open_safetensors_set(directory: str | Path) -> dict[str, tuple[SafetensorsFile, SafeTensor]]:
@@ -91,6 +101,13 @@ def open_safetensors_set(directory: str | Path) -> dict[str, tuple[SafetensorsFi
 
     Raises CheckpointError if index and shards do not agree exactly, or if shards lie about without an index.
     """
+    return read_safetensors_set(directory, refuse)[0]
+
+
+def read_safetensors_set(
+    directory: str | Path, report: Report
+) -> tuple[dict[str, tuple[SafetensorsFile, SafeTensor]], set[str]]:
+    """The same, faults handed to `report`: the tensors that can be read, and the names of the others."""
     directory = Path(directory)
     if not directory.is_dir():
         raise CheckpointError("no such directory", where=directory)
@@ -101,18 +118,30 @@ def open_safetensors_set(directory: str | Path) -> dict[str, tuple[SafetensorsFi
     if weight_map is None and SINGLE not in present:
         _raise_no_entry(directory, sorted(shards), sorted(present))
     if stray := sorted((shards | {SINGLE} & present) - used):
-        raise CheckpointError(
+        error = CheckpointError(
             f"weights that are not part of the model: {_some(stray)}",
             where=directory,
             expected=f"only {_some(sorted(used))}",
             remedy="remove the files that do not belong, or fetch the right index",
         )
+        report(error)
     if missing := sorted(used - present):
-        raise CheckpointError(f"{INDEX} names a missing shard: {_some(missing)}", where=directory, remedy="fetch it")
-    found = _collect([read_safetensors(directory / name) for name in sorted(used)])
-    if weight_map is not None:
-        _check_agrees(directory / INDEX, weight_map, found)
-    return found
+        error = CheckpointError(f"{INDEX} names a missing shard: {_some(missing)}", where=directory, remedy="fetch it")
+        report(error)
+    if weight_map is None:
+        file = read_safetensors(directory / SINGLE, report)
+        return {name: (file, tensor) for name, tensor in file.tensors.items()}, file.faulty
+    files: list[SafetensorsFile] = []
+    for name in sorted(used & present):
+        with reporting(report):
+            files.append(read_safetensors(directory / name, report))
+    found = _collect(files, report)
+    read = {file.path.name for file in files}
+    faulty = {name for file in files for name in file.faulty}
+    faulty |= {name for name, shard in weight_map.items() if shard not in read}
+    held = {name: file.path.name for name, (file, _) in found.items()}
+    faulty |= set(_check_agrees(directory / INDEX, weight_map, held, faulty, report))
+    return found, faulty - found.keys()
 
 
 def _error(
@@ -190,19 +219,45 @@ def _entry_at(data: mmap.mmap, end: int, name: str) -> int:
     return max(8, *(data.find(text, 8, end) for text in spelt))
 
 
-def _check_coverage(path: Path, tensors: dict[str, SafeTensor], start: int, file_size: int) -> None:
-    """Refuse overlaps, holes and bytes left over, as the format does: nothing may hide in the file."""
-    covered, before = start, "the header"
-    for tensor in sorted(tensors.values(), key=lambda t: (t.begin, t.end)):
-        if tensor.begin < covered:
-            what, expected = f"tensor {tensor.name!r} overlaps {before}", f"a start at {covered}"
-            raise _error(path, tensor.begin, what, tensor.name, expected)
-        if tensor.begin > covered:
-            what = f"a hole of {tensor.begin - covered} bytes before tensor {tensor.name!r}"
-            raise _error(path, covered, what, tensor.name)
-        covered, before = tensor.end, f"tensor {tensor.name!r}"
-    if covered < file_size:
-        raise _error(path, covered, f"{file_size - covered} trailing bytes after {before}")
+def _misplaced(
+    path: Path, header: dict[str, Any], tensors: dict[str, SafeTensor], start: int, file_size: int, report: Report
+) -> Iterator[str]:
+    """Overlaps, holes and bytes left over, which the format forbids too: nothing may hide in the file.
+
+    A tensor may also begin where a misplaced one before it should have ended: what one fault moves is one fault.
+    Around tensors that are faulty by themselves, whose place or length may be what is wrong, there is no hole.
+    """
+    offsets = {name: place for name, entry in header.items() if (place := _offsets(entry, file_size - start))}
+    has_all = judges_hole = len(offsets) == len(header)
+    end, intended, before = 0, 0, "the header"
+    for name, (begin, stop) in sorted(offsets.items(), key=lambda item: item[1]):
+        if name not in tensors:
+            judges_hole = False
+            continue
+        place = begin
+        if begin < end and begin != intended:
+            what, expected = f"tensor {name!r} overlaps {before}", f"a start at {start + end}"
+            report(_error(path, start + begin, what, name, expected))
+            yield name
+            place = end
+        elif begin > end and begin != intended and judges_hole:
+            report(_error(path, start + end, f"a hole of {begin - end} bytes before tensor {name!r}", name))
+            yield name
+            place = end
+        intended, judges_hole = place + stop - begin, has_all
+        if stop >= end:
+            end, before = stop, f"tensor {name!r}"
+    covered = start + max(end, intended)
+    if covered < file_size and judges_hole:
+        report(_error(path, covered, f"{file_size - covered} trailing bytes after {before}"))
+
+
+def _offsets(entry: object, room: int) -> tuple[int, int] | None:
+    """The data_offsets of a header entry, if they lie in `room` bytes of data."""
+    offsets = entry.get("data_offsets") if isinstance(entry, dict) else None
+    if not _are_sizes(offsets) or len(offsets) != 2 or not offsets[0] <= offsets[1] <= room:
+        return None
+    return offsets[0], offsets[1]
 
 
 def _read_index(path: Path) -> dict[str, str]:
@@ -237,28 +292,30 @@ def _raise_no_entry(directory: Path, shards: list[str], present: list[str]) -> N
     raise CheckpointError("no weights", where=directory, expected=expected, got=_some(present) or "no safetensors")
 
 
-def _collect(files: list[SafetensorsFile]) -> dict[str, tuple[SafetensorsFile, SafeTensor]]:
+def _collect(files: list[SafetensorsFile], report: Report) -> dict[str, tuple[SafetensorsFile, SafeTensor]]:
     found: dict[str, tuple[SafetensorsFile, SafeTensor]] = {}
     for file in files:
         for name, tensor in file.tensors.items():
             if name in found:
                 what = f"tensor {name!r} is also in {found[name][0].path.name}"
-                raise CheckpointError(what, where=file.path, byte=tensor.begin, tensors=(name,))
-            found[name] = file, tensor
+                report(CheckpointError(what, where=file.path, byte=tensor.begin, tensors=(name,)))
+            found.setdefault(name, (file, tensor))
     return found
 
 
-def _check_agrees(path: Path, weight_map: dict[str, str], found: dict[str, tuple[SafetensorsFile, SafeTensor]]) -> None:
-    """Refuse an index that does not say exactly which shard holds which tensor."""
-    held = {name: file.path.name for name, (file, _) in found.items()}
-    if absent := [name for name, shard in weight_map.items() if held.get(name) != shard]:
+def _check_agrees(
+    path: Path, weight_map: dict[str, str], held: dict[str, str], faulty: set[str], report: Report
+) -> list[str]:
+    """Whether the index says exactly which shard holds which tensor; answers those that it says wrongly."""
+    if absent := [name for name, shard in weight_map.items() if held.get(name) != shard and name not in faulty]:
         shards = sorted({weight_map[name] for name in absent})
         what = f"{_some(shards)} does not hold what the index names: {_some(absent)}"
-        raise CheckpointError(what, where=path, tensors=absent)
+        report(CheckpointError(what, where=path, tensors=absent))
     if unnamed := [name for name in held if name not in weight_map]:
         shards = sorted({held[name] for name in unnamed})
         what = f"{_some(shards)} holds what the index does not name: {_some(unnamed)}"
-        raise CheckpointError(what, where=path, tensors=unnamed)
+        report(CheckpointError(what, where=path, tensors=unnamed))
+    return absent
 
 
 def _some(names: list[str]) -> str:

@@ -1,17 +1,19 @@
 """Is a checkpoint whole and consistent? Every fault found is said with its tensor, file and byte."""
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Set
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from assay.loaders.checkpoint import Checkpoint, locate, open_checkpoint
-from assay.loaders.errors import CheckpointError
-from assay.loaders.findings import Finding, Severity, from_error
+from assay.loaders.checkpoint import locate
+from assay.loaders.errors import CheckpointError, reporting
+from assay.loaders.findings import MOST, Faults, Finding, Severity, TooManyFaultsError, from_error
+from assay.loaders.gguf_checkpoint import gguf_checkpoint
 from assay.loaders.gguf_file import GgufFile, read_gguf
 from assay.loaders.json_text import read_json
-from assay.loaders.safetensors_file import open_safetensors_set, read_safetensors
+from assay.loaders.safetensors_checkpoint import directory_checkpoint
+from assay.loaders.safetensors_file import read_safetensors, read_safetensors_set
 from assay.loaders.scan import Numbers, Stored, gguf_stored, safetensors_stored, scan
 
 Progress = Callable[[int, int], None]  # bytes done, bytes in all
@@ -50,128 +52,131 @@ def verify(path: str | Path, *, quick: bool = False, progress: Progress = lambda
     path = Path(path)
     if not path.exists():
         raise CheckpointError("no such file or directory", where=path)
-    raw = _read(path)
-    findings = raw.findings
-    checkpoint = None
+    faults, contents = Faults(), _Contents()
     try:
-        checkpoint = open_checkpoint(path)
-    except CheckpointError as error:
-        if raw.is_readable:  # else it is the same error, or follows from it
-            findings += from_error(error)
-    if checkpoint is not None:
-        findings += _vocabulary(checkpoint, raw)
-    total = sum(tensor.nbytes for tensor in raw.stored)
+        with reporting(faults):
+            source = locate(path)
+            _read_gguf(source, contents, faults) if source.is_file() else _read_directory(source, contents, faults)
+    except OSError as error:
+        faults(CheckpointError(f"cannot be read: {error.strerror or error}", where=path))
+    except TooManyFaultsError:
+        what = f"{MOST} faults are listed, and there may be more: the search for them ended here"
+        faults.findings.append(Finding("error", "structure", what, file=str(path)))
+    findings = faults.findings + contents.vocabulary
+    total = sum(tensor.nbytes for tensor in contents.stored)
     if not quick:
-        findings += _values(raw.stored, total, progress)
+        findings += _values(contents.stored, total, progress)
     return Verification(
         path=str(path),
-        format=checkpoint.format if checkpoint else None,
+        format=contents.format,
         quick=quick,
-        files=len({tensor.file for tensor in raw.stored}),
-        tensors=len(raw.stored),
+        files=len({tensor.file for tensor in contents.stored}),
+        tensors=len(contents.stored),
         bytes=total,
-        scanned=0 if quick else sum(tensor.nbytes for tensor in raw.stored if tensor.fields),
+        scanned=0 if quick else sum(tensor.nbytes for tensor in contents.stored if tensor.fields),
         seconds=time.perf_counter() - started,
-        findings=_placed(findings, raw.stored),
+        findings=_placed(findings, contents.stored),
     )
 
 
 @dataclass
-class _Raw:
-    """The files of a checkpoint before anything is made of them, and what is wrong with them by themselves."""
+class _Contents:
+    """What could be read of a checkpoint, as far as reading came: tensors, format, findings about the vocabulary."""
 
-    findings: list[Finding]
     stored: list[Stored] = field(default_factory=list)
-    gguf: GgufFile | None = None
-    config: Mapping[str, Any] = field(default_factory=dict)
-    is_readable: bool = True
+    format: str | None = None
+    vocabulary: list[Finding] = field(default_factory=list)
 
 
-def _read(path: Path) -> _Raw:
-    try:
-        source = locate(path)
-        if source.is_file():
-            file = read_gguf(source)
-            return _Raw(_gguf_gaps(file), gguf_stored(file), file)
-    except CheckpointError as error:
-        return _Raw(from_error(error), is_readable=False)
-    return _read_directory(source)
+def _read_gguf(path: Path, contents: _Contents, faults: Faults) -> None:
+    from assay.loaders.vocabulary import EMBEDDING, check_gguf
+
+    file = read_gguf(path, faults)
+    contents.stored = gguf_stored(file)
+    _gguf_gaps(file, faults)
+    checkpoint = gguf_checkpoint(file, faults)
+    contents.format = checkpoint.format
+    if EMBEDDING in checkpoint.tensors:
+        contents.vocabulary = check_gguf(checkpoint, file.metadata)
 
 
-def _read_directory(directory: Path) -> _Raw:
-    try:
+def _read_directory(directory: Path, contents: _Contents, faults: Faults) -> None:
+    from assay.loaders.vocabulary import EMBEDDING, check_directory
+
+    config: dict[str, Any] | None = None
+    with reporting(faults):
         config = read_json(directory / "config.json")
-    except CheckpointError as error:
-        return _Raw(from_error(error) + _damaged_files(directory), is_readable=False)
     try:
-        files = open_safetensors_set(directory)
-    except CheckpointError as error:
-        return _Raw(_damaged_files(directory) or from_error(error), is_readable=False)
-    quantization = config.get("quantization")
+        files, faulty = read_safetensors_set(directory, faults)
+    except CheckpointError as error:  # about the set, or its only file: look at each by itself
+        faults(error)
+        for path in sorted(directory.glob("*.safetensors")):
+            with reporting(faults):
+                read_safetensors(path, faults)
+        return
+    faults.hide(faulty)
+    quantization = (config or {}).get("quantization")
     settings = quantization if isinstance(quantization, dict) else {}
-    findings = _mlx_settings(directory, config, settings, files)
-    return _Raw(findings, safetensors_stored(files, settings), config=config)
+    contents.stored = safetensors_stored(files, settings)
+    if config is None:
+        return
+    _mlx_settings(directory, config, settings, files.keys() | faulty, faults)
+    checkpoint = directory_checkpoint(directory, config, files, faulty, faults)
+    contents.format = checkpoint.format
+    if EMBEDDING in checkpoint.tensors:
+        contents.vocabulary = check_directory(checkpoint, config)
 
 
-def _damaged_files(directory: Path) -> list[Finding]:
-    """What is wrong with each file by itself: the reader of the set stops at the first."""
-    findings = []
-    for path in sorted(directory.glob("*.safetensors")):
-        try:
-            read_safetensors(path)
-        except CheckpointError as error:
-            findings += from_error(error)
-    return findings
+def _gguf_gaps(file: GgufFile, faults: Faults) -> None:
+    """Bytes that belong to no tensor: llama.cpp refuses gaps (gguf.cpp), and ignores what follows the last one.
 
-
-def _gguf_gaps(file: GgufFile) -> list[Finding]:
-    """Bytes that belong to no tensor: llama.cpp refuses gaps (gguf.cpp), and ignores what follows the last one."""
-    findings, path, end = [], str(file.path), file.data_start
-    for tensor in file.tensors.values():
-        if tensor.offset != end:
+    A tensor may also begin where a misplaced one before it should have ended, and anywhere behind one left out.
+    """
+    path, padded = str(file.path), lambda nbytes: -(-nbytes // file.alignment) * file.alignment
+    end, intended, is_known = file.data_start, file.data_start, True
+    for tensor in file.order:
+        if tensor is None:
+            is_known = False
+            continue
+        place = tensor.offset
+        if is_known and place not in (end, intended):
             what = "does not lie right behind the tensor before it, and llama.cpp refuses such a file"
-            expected, got = (f"offset {byte - file.data_start}" for byte in (end, tensor.offset))
-            findings.append(Finding("error", "structure", what, tensor.name, path, tensor.offset, expected, got))
-        end = tensor.offset + -(-tensor.nbytes // file.alignment) * file.alignment
-    if (size := file.path.stat().st_size) > end:
+            expected, got = (f"offset {byte - file.data_start}" for byte in (end, place))
+            faults.add(Finding("error", "structure", what, tensor.name, path, place, expected, got))
+            place = end
+        end, intended, is_known = tensor.offset + padded(tensor.nbytes), place + padded(tensor.nbytes), True
+    end = max(end, intended)
+    if is_known and (size := file.path.stat().st_size) > end:
         what = f"{size - end} trailing bytes that belong to no tensor"
-        findings.append(Finding("warning", "structure", what, None, path, end))
-    return findings
+        faults.add(Finding("warning", "structure", what, None, path, end))
 
 
 def _mlx_settings(
-    directory: Path, config: Mapping[str, Any], settings: Mapping[str, Any], names: Mapping[str, object]
-) -> list[Finding]:
+    directory: Path, config: Mapping[str, Any], settings: Mapping[str, Any], names: Set[str], faults: Faults
+) -> None:
     """MLX's settings against each other and the modules there are; whether they fit the shapes, opening says."""
-    file, findings = str(directory / "config.json"), []
+    file = str(directory / "config.json")
     other = config.get("quantization_config")
     if settings and isinstance(other, dict) and "quant_method" not in other and other != settings:
         keys = [key for key in {**settings, **other} if settings.get(key) != other.get(key)]
         what = f"quantization and quantization_config disagree on {', '.join(map(repr, keys[:3]))}"
         got = f"{settings.get(keys[0])} and {other.get(keys[0])}"
-        findings.append(Finding("error", "settings", what, None, file, None, "the same settings twice", got))
+        faults.add(Finding("error", "settings", what, None, file, None, "the same settings twice", got))
     for module, own in settings.items():
         if isinstance(own, dict) and f"{module}.scales" not in names:
             what = "quantisation settings for a module that has no scales"
-            findings.append(Finding("warning", "settings", what, f"{module}.weight", file))
-    return findings
-
-
-def _vocabulary(checkpoint: Checkpoint, raw: _Raw) -> list[Finding]:
-    from assay.loaders.vocabulary import check_directory, check_gguf
-
-    if raw.gguf is not None:
-        return check_gguf(checkpoint, raw.gguf.metadata)
-    return check_directory(checkpoint, raw.config)
+            faults.add(Finding("warning", "settings", what, f"{module}.weight", file))
 
 
 def _placed(findings: list[Finding], stored: list[Stored]) -> tuple[Finding, ...]:
-    """The findings, those about a stored tensor with the place where it lies."""
+    """The findings, those about a stored tensor with the place where it lies, unless they are about another file."""
     places = {tensor.name: tensor for tensor in stored}
 
     def at(finding: Finding) -> Finding:
         tensor = places.get(finding.tensor or "")
         if tensor is None or finding.byte is not None:
+            return finding
+        if finding.file not in (str(tensor.file), str(tensor.file.parent)):
             return finding
         return replace(finding, file=str(tensor.file), byte=tensor.begin)
 

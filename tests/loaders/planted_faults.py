@@ -52,6 +52,7 @@ class Fault(NamedTuple):
     words: str
     check: str = "structure"
     severity: str = "error"
+    also: str = "nothing"  # words of what the same fault makes true of other tensors
 
 
 NAN_16, INF_16, MINUS_INF_BF16 = b"\x01\x7e", b"\x00\x7c", b"\x80\xff"
@@ -116,7 +117,7 @@ FAULTS: dict[str, Fault] = {
         "llama/gguf", info("blk.1.attn_q.weight", -1, lambda o: o + 1, "info"), "misaligned offset"
     ),
     "GGUF unknown type": Fault("llama/gguf", info("blk.1.attn_q.weight", -2, lambda t: 99, "info"), "ggml type 99"),
-    "GGUF name twice": Fault("llama/gguf", gguf_name_twice, "occurs twice"),
+    "GGUF name twice": Fault("llama/gguf", gguf_name_twice, "occurs twice", also="1 tensor missing"),
     "GGUF missing": Fault("llama/gguf", gguf_with(whole_file(K_PROJ), tensors=NO_K), "1 tensor missing"),
     "GGUF wrong shape": Fault(
         "llama/gguf",
@@ -130,7 +131,9 @@ FAULTS: dict[str, Fault] = {
     ),
     "GGUF trailing bytes": Fault("llama/gguf", lengthened(GGUF, 40), "40 trailing bytes", severity="warning"),
     # settings
-    "MLX groups that do not fit": Fault("llama/mlx-4bit", at_tensor(EMBED, coarser), "do not fit together"),
+    "MLX groups that do not fit": Fault(
+        "llama/mlx-4bit", at_tensor(EMBED, coarser), "do not fit together", also="do not fit together"
+    ),
     "MLX settings twice": Fault(
         "llama/mlx-4bit", settings(lambda c: c["quantization_config"].update(bits=8)), "disagree on 'bits'", "settings"
     ),

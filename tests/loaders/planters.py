@@ -214,14 +214,14 @@ def block(name: str, at: int, content: bytes) -> Callable[[Path], Place]:
 
 
 def info(name: str, part: int, change: Callable[[int], int], place: str) -> Callable[[Path], Place]:
-    """Change a number of a tensor's info, counted from the end: -1 the offset, -2 the ggml type."""
+    """Change a number of a tensor's info, counted from the end: -1 the offset, -2 the ggml type, -3 the row length."""
 
     def plant(folder: Path) -> Place:
         path = folder / GGUF
         tensor = reader_tensor(path, name)
         field, start = tensor.field, int(tensor.data_offset)
         byte = field.offset + sum(p.nbytes for p in field.parts[: len(field.parts) + part])
-        old, width = int(field.parts[part][0]), field.parts[part].nbytes  # read now: they are views of the file
+        old, width = int(field.parts[part][0]), field.parts[part].itemsize  # read now: they are views of the file
         new = change(old)
         poke(path, byte, new.to_bytes(width, "little"))
         info_at = path.read_bytes().index(len(name).to_bytes(8, "little") + name.encode())

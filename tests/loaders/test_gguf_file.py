@@ -294,7 +294,7 @@ WRONG = {
     "misaligned": (build([], [info("x", [1], 0, 4)], EIGHT), "'x' has a misaligned offset", "multiple of 32", "got: 4"),
     "overlap": (
         build([], [info("x", [16]), info("y", [8], 0, 32)], bytes(96)),
-        *("byte 128: tensor 'y' overlaps tensor 'x'", "byte 160 or later"),
+        *("byte 128: tensor 'y' overlaps tensor 'x'", "apart from bytes 96 to 160"),
     ),
     "same place": (build([], [X, info("y", [8])], bytes(64)), "tensor 'y' overlaps tensor 'x'"),
     "empty": (b"", "the file is empty (0 bytes)"),
