@@ -5,11 +5,15 @@ of a block format only its scales need looking at: every integer and every 4-bit
 """
 
 import dataclasses
+import itertools
+import os
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import BinaryIO, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -18,7 +22,10 @@ from assay.loaders.gguf_file import GGML_TYPES, GgufFile
 from assay.loaders.mapped_file import DAMAGED
 from assay.loaders.safetensors_file import SafeTensor, SafetensorsFile
 
-CHUNK = 1 << 18  # bytes; both passes over a chunk stay in the second-level cache
+Item, Result = TypeVar("Item"), TypeVar("Result")
+CHUNK = 1 << 19  # bytes; both passes over a chunk stay in the second-level cache
+STRETCH = 1 << 24  # bytes that one thread scans at a time
+MOST_PIECES = 256  # of small tensors in a stretch
 MANY = 256  # a matrix of fewer elements may be all zeros by chance
 
 
@@ -134,6 +141,13 @@ class Numbers:
                 place = byte + at * self.field.stride + self.field.offset
                 self.first.setdefault(is_finite, (place, int(numbers[at])))
 
+    def join(self, later: "Numbers") -> None:
+        """Take in what was seen of a later piece of the same tensor."""
+        self.greatest = max(self.greatest, later.greatest)
+        for is_finite, count in later.count.items():
+            self.count[is_finite] += count
+        self.first = later.first | self.first
+
     def index(self, byte: int) -> list[int]:
         """The index of the first element that the number at this byte of the file belongs to."""
         stride = (byte - self.stored.begin) // self.field.stride
@@ -197,42 +211,97 @@ def _mlx_scale(dtype: str, settings: Mapping[str, object]) -> tuple[Field, ...]:
     return tuple(f._replace(what="scale", headroom=room) for f in _plain(PLAIN[dtype])) if dtype in PLAIN else ()
 
 
+class Piece(NamedTuple):
+    """Bytes of a tensor, whole strides of it, that are scanned in one go; `begin` counts from the start of the file."""
+
+    tensor: Stored
+    begin: int
+    nbytes: int
+
+
 def scan(tensors: Sequence[Stored], advance: Callable[[int], None]) -> Iterator[Numbers]:
     """Every field of every tensor with something wrong in it; `advance` is told the bytes done.
 
-    Reads through a buffer of its own, so that neither the file's size nor a mapping of it shows in the memory taken.
+    Reads through buffers of its own, so that neither the file's size nor a mapping of it shows in the memory taken.
     Raises CheckpointError for a file that cannot be read to its end.
     """
-    buffer, scratch = np.empty(CHUNK, np.uint8), np.empty(CHUNK, np.uint8)
-    by_file: dict[Path, list[Stored]] = {}
+    seen: list[Numbers] = []
+    ordered = sorted(tensors, key=lambda tensor: (tensor.file, tensor.begin))
+    for pieces in _side_by_side(_scan_pieces, _stretches(ordered)):
+        for piece, found in pieces:
+            advance(piece.nbytes)
+            if piece.begin == piece.tensor.begin:
+                yield from _wrong(seen)
+                seen = found
+            else:
+                for numbers, later in zip(seen, found, strict=True):
+                    numbers.join(later)
+    yield from _wrong(seen)
+
+
+def _wrong(seen: list[Numbers]) -> list[Numbers]:
+    return [numbers for numbers in seen if numbers.first or (numbers.is_zero and numbers is seen[0])]
+
+
+def _stretches(tensors: Sequence[Stored]) -> Iterator[list[Piece]]:
+    """The tensors in pieces, in order: one thread's work at a time."""
+    stretch: list[Piece] = []
+    room = STRETCH
     for tensor in tensors:
-        by_file.setdefault(tensor.file, []).append(tensor)
-    for path, members in by_file.items():
+        stride = tensor.fields[0].stride if tensor.fields else 1
+        most = (
+            max(STRETCH // stride * stride, stride) if tensor.fields else max(tensor.nbytes, 1)
+        )  # else nothing is read
+        for done in range(0, max(tensor.nbytes, 1), most):
+            piece = Piece(tensor, tensor.begin + done, min(most, tensor.nbytes - done))
+            stretch.append(piece)
+            room -= piece.nbytes
+            if room <= 0 or len(stretch) == MOST_PIECES:
+                yield stretch
+                stretch, room = [], STRETCH
+    yield stretch
+
+
+def _side_by_side(work: Callable[[Item], Result], items: Iterator[Item]) -> Iterator[Result]:
+    """The results in order, computed on all cores, a few items ahead; a single item without another thread."""
+    ahead = list(itertools.islice(items, 2))
+    if len(ahead) < 2:
+        yield from map(work, ahead)
+        return
+    threads = os.cpu_count() or 1
+    with ThreadPoolExecutor(threads) as pool:
+        waiting = deque(pool.submit(work, item) for item in ahead)
+        while waiting:
+            waiting.extend(pool.submit(work, item) for item in itertools.islice(items, 2 * threads - len(waiting)))
+            yield waiting.popleft().result()
+
+
+def _scan_pieces(pieces: list[Piece]) -> list[tuple[Piece, list[Numbers]]]:
+    """Each piece with what was seen of it."""
+    buffer, scratch = np.empty(CHUNK, np.uint8), np.empty(CHUNK, np.uint8)
+    found = []
+    for path, members in itertools.groupby(pieces, key=lambda piece: piece.tensor.file):
         try:
             with open(path, "rb", buffering=0) as file:
-                for tensor in sorted(members, key=lambda t: t.begin):
-                    yield from _scan_tensor(file, tensor, buffer, scratch, advance)
+                found += [(piece, _scan_piece(file, piece, buffer, scratch)) for piece in members]
         except OSError as error:
             raise CheckpointError(f"cannot be read: {error.strerror or error}", where=path) from error
+    return found
 
 
-def _scan_tensor(
-    file: BinaryIO, tensor: Stored, buffer: np.ndarray, scratch: np.ndarray, advance: Callable[[int], None]
-) -> list[Numbers]:
-    if not tensor.fields or not tensor.nbytes:
-        advance(tensor.nbytes)
+def _scan_piece(file: BinaryIO, piece: Piece, buffer: np.ndarray, scratch: np.ndarray) -> list[Numbers]:
+    fields = piece.tensor.fields
+    seen = [Numbers(piece.tensor, field) for field in fields]
+    if not fields or not piece.nbytes:
         return []
-    stride = tensor.fields[0].stride
-    room = len(buffer) // stride * stride
-    seen = [Numbers(tensor, field) for field in tensor.fields]
-    file.seek(tensor.begin)
-    for done in range(0, tensor.nbytes, room):
-        size = min(room, tensor.nbytes - done)
-        _read_whole(file, buffer[:size], tensor)
+    room = len(buffer) // fields[0].stride * fields[0].stride
+    file.seek(piece.begin)
+    for done in range(0, piece.nbytes, room):
+        size = min(room, piece.nbytes - done)
+        _read_whole(file, buffer[:size], piece.tensor)
         for numbers in seen:
-            numbers.look(buffer[:size], tensor.begin + done, scratch)
-        advance(size)
-    return [numbers for numbers in seen if numbers.first or (numbers.is_zero and numbers is seen[0])]
+            numbers.look(buffer[:size], piece.begin + done, scratch)
+    return seen
 
 
 def _read_whole(file: BinaryIO, target: np.ndarray, tensor: Stored) -> None:
