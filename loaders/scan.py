@@ -128,7 +128,9 @@ class Numbers:
         code, dtype = self.field.code, np.dtype(self.field.code.dtype)
         n = len(raw) // self.field.stride
         numbers = np.ndarray((n,), dtype, raw, self.field.offset, (self.field.stride,))
-        magnitudes = np.bitwise_and(numbers, dtype.type(code.mask), out=scratch[: n * dtype.itemsize].view(dtype))
+        magnitudes = numbers
+        if code.mask != np.iinfo(dtype).max:  # E8M0 has no sign
+            magnitudes = np.bitwise_and(numbers, dtype.type(code.mask), out=scratch[: n * dtype.itemsize].view(dtype))
         greatest = int(magnitudes.max())
         self.greatest = max(self.greatest, greatest)
         if greatest < self.field.limit:
@@ -249,9 +251,7 @@ def _stretches(tensors: Sequence[Stored]) -> Iterator[list[Piece]]:
     room = STRETCH
     for tensor in tensors:
         stride = tensor.fields[0].stride if tensor.fields else 1
-        most = (
-            max(STRETCH // stride * stride, stride) if tensor.fields else max(tensor.nbytes, 1)
-        )  # else nothing is read
+        most = STRETCH // stride * stride
         for done in range(0, max(tensor.nbytes, 1), most):
             piece = Piece(tensor, tensor.begin + done, min(most, tensor.nbytes - done))
             stretch.append(piece)

@@ -1,4 +1,4 @@
-"""How long a checkpoint takes to open, in a process of its own, and to be scanned for bad values, beside what can be read.
+"""How long a GGUF takes to open, in a process of its own, and to be scanned for bad values, beside what can be read.
 
     python -m tests.speed.whole_file FILE.gguf
 
