@@ -95,10 +95,10 @@ def _digest(tensor: Tensor) -> bytes:
     whole = None if tensor.has_rows else tensor.decode()  # rows of a permuted matrix lie apart
     for start in range(0, tensor.shape[0], ROWS):
         values = tensor[start : start + ROWS].decode() if whole is None else whole[start : start + ROWS]
-        codes = np.ascontiguousarray(values, "<f4").view("<u4")
-        narrow = not (codes & 0xFFFF).any()
+        codes = np.ascontiguousarray(values, "<f4").view("<u4").ravel()
+        narrow = not np.bitwise_or.reduce(codes) & 0xFFFF
         digest.update(b"bf16" if narrow else b"f32")
-        digest.update((codes >> 16).astype("<u2").data if narrow else codes.data)
+        digest.update(np.ascontiguousarray(codes.view("<u2")[1::2]) if narrow else codes)
     for part in tensor.parts.values():
         release(part)
     return digest.digest()

@@ -1,5 +1,7 @@
 """Stored tensors: named, shaped views of encoded bytes, decoded only when asked for."""
 
+import os
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from math import prod
 from typing import Any, Protocol
@@ -48,13 +50,18 @@ class Tensor:
         return np.ascontiguousarray(self.encoding.decode(self.parts), dtype=np.float32).reshape(self.shape)
 
     def decode_as(self, dtype: np.dtype) -> np.ndarray:
-        """All elements in `dtype` [*shape], as many rows at a time as stay in the processor's cache: half the time."""
+        """All elements in `dtype` [*shape], as many rows at a time as stay in a processor's cache: half the time."""
         if not self.has_rows:
             return self.decode().astype(dtype)
         array = np.empty(self.shape, dtype)
         rows = max(1, IN_CACHE // prod(self.shape[1:]))
-        for start in range(0, self.shape[0], rows):
+
+        def decode_rows(start: int) -> None:
             array[start : start + rows] = self[start : start + rows].decode()
+
+        with ThreadPoolExecutor(os.cpu_count()) as pool:  # starts a thread only for what the others are too busy for
+            for _ in pool.map(decode_rows, range(0, self.shape[0], rows)):
+                pass
         return array
 
     @property

@@ -9,7 +9,7 @@ is: neither the order of operations nor a fused multiply-add can change a bit.
 import numpy as np
 
 from assay.reference.formats.blocks import BlockFormat, ScaledBlocks, float16_at, int8_at
-from assay.reference.formats.elements import E2M1, E4M3, E8M0
+from assay.reference.formats.elements import E2M1, E4M3, E8M0, Element
 from assay.reference.formats.kquants import Q2_K, Q3_K, Q4_K, Q5_K, Q6_K, Q8_K
 from assay.reference.formats.packing import split_half_nibbles, unpack_codes
 
@@ -60,8 +60,22 @@ def _q2_0(blocks: np.ndarray) -> np.ndarray:
 
 
 def _mxfp4(blocks: np.ndarray) -> np.ndarray:
-    """2^(e - 127) E2M1[q]; bytes: e, 16 of nibbles."""
-    return E8M0.to_float32(blocks[..., :1]) * E2M1.to_float32(split_half_nibbles(blocks[..., 1:]))
+    """2^(e - 127) E2M1[q]; bytes: e, 16 of nibbles.
+
+    What E2M1.to_float32(split_half_nibbles(...)) answers, but two bytes are looked up at once, in half the time.
+    """
+    pairs = np.ascontiguousarray(blocks[..., 1:]).view("<u2").astype(np.intp)
+    elements = np.concatenate((_E2M1_LOW.take(pairs), _E2M1_HIGH.take(pairs)), axis=-1).view(np.float32)
+    return E8M0.to_float32(blocks[..., :1]) * elements
+
+
+def _nibbles_of_two_bytes(element: Element, shift: int) -> np.ndarray:
+    """What a nibble of each of two bytes means, both float32 in one complex64 [2^16]; the bytes as one `<u2` index."""
+    both = np.arange(2**16)[:, None] >> np.array([shift, shift + 8]) & 0x0F
+    return element.to_float32(both).view(np.complex64)[:, 0]
+
+
+_E2M1_LOW, _E2M1_HIGH = _nibbles_of_two_bytes(E2M1, 0), _nibbles_of_two_bytes(E2M1, 4)
 
 
 def _nvfp4(blocks: np.ndarray) -> np.ndarray:
