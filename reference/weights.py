@@ -50,18 +50,24 @@ class Tensor:
         return np.ascontiguousarray(self.encoding.decode(self.parts), dtype=np.float32).reshape(self.shape)
 
     def decode_as(self, dtype: np.dtype) -> np.ndarray:
-        """All elements in `dtype` [*shape], as many rows at a time as stay in a processor's cache: half the time."""
-        if not self.has_rows:
+        """All elements in `dtype` [*shape], each core decoding a share as many rows at a time as stay in its cache.
+
+        The pieces halve the time of decoding a matrix of gpt-oss-20b whole, the shares on two cores that again.
+        """
+        rows = max(1, IN_CACHE // prod(self.shape[1:]))
+        if not self.has_rows or rows >= self.shape[0]:
             return self.decode().astype(dtype)
         array = np.empty(self.shape, dtype)
-        rows = max(1, IN_CACHE // prod(self.shape[1:]))
 
-        def decode_rows(start: int) -> None:
-            array[start : start + rows] = self[start : start + rows].decode()
+        def decode_share(share: range) -> None:
+            for start in range(share.start, share.stop, rows):
+                stop = min(start + rows, share.stop)
+                array[start:stop] = self[start:stop].decode()
 
-        with ThreadPoolExecutor(os.cpu_count()) as pool:  # starts a thread only for what the others are too busy for
-            for _ in pool.map(decode_rows, range(0, self.shape[0], rows)):
-                pass
+        threads = os.cpu_count() or 1
+        ends = [self.shape[0] * i // threads for i in range(threads + 1)]
+        with ThreadPoolExecutor(threads) as pool:
+            list(pool.map(decode_share, map(range, ends, ends[1:])))
         return array
 
     @property
