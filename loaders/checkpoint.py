@@ -98,7 +98,7 @@ def _digest(tensor: Tensor) -> bytes:
         codes = np.ascontiguousarray(values, "<f4").view("<u4").ravel()
         narrow = not np.bitwise_or.reduce(codes) & 0xFFFF
         digest.update(b"bf16" if narrow else b"f32")
-        digest.update(np.ascontiguousarray(codes.view("<u2")[1::2]) if narrow else codes)
+        digest.update((np.ascontiguousarray(codes.view("<u2")[1::2]) if narrow else codes).data)
     for part in tensor.parts.values():
         release(part)
     return digest.digest()

@@ -234,17 +234,17 @@ def _misplaced(
         if name not in tensors:
             judges_hole = False
             continue
-        place = begin
+        should_begin = begin
         if begin < end and begin != intended:
             what, expected = f"tensor {name!r} overlaps {before}", f"a start at {start + end}"
             report(_error(path, start + begin, what, name, expected))
             yield name
-            place = end
+            should_begin = end
         elif begin > end and begin != intended and judges_hole:
             report(_error(path, start + end, f"a hole of {begin - end} bytes before tensor {name!r}", name))
             yield name
-            place = end
-        intended, judges_hole = place + stop - begin, has_all
+            should_begin = end
+        intended, judges_hole = should_begin + stop - begin, has_all
         if stop >= end:
             end, before = stop, f"tensor {name!r}"
     covered = start + max(end, intended)
@@ -254,7 +254,7 @@ def _misplaced(
 
 def _offsets(entry: object, room: int) -> tuple[int, int] | None:
     """The data_offsets of a header entry, if they lie in `room` bytes of data."""
-    offsets = entry.get("data_offsets") if isinstance(entry, dict) else None
+    offsets: Any = entry.get("data_offsets") if isinstance(entry, dict) else None
     if not _are_sizes(offsets) or len(offsets) != 2 or not offsets[0] <= offsets[1] <= room:
         return None
     return offsets[0], offsets[1]

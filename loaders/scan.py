@@ -22,7 +22,8 @@ from assay.loaders.gguf_file import GGML_TYPES, GgufFile
 from assay.loaders.mapped_file import DAMAGED
 from assay.loaders.safetensors_file import SafeTensor, SafetensorsFile
 
-Item, Result = TypeVar("Item"), TypeVar("Result")
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 CHUNK = 1 << 19  # bytes; both passes over a chunk stay in the second-level cache
 STRETCH = 1 << 24  # bytes that one thread scans at a time
 MOST_PIECES = 256  # of small tensors in a stretch
