@@ -12,6 +12,9 @@ def selftest(
     golden: Annotated[
         Path | None, typer.Option(help="Instead: say which mistakes this golden's tokens and chunks can show.")
     ] = None,
+    taps: Annotated[
+        str | None, typer.Option(help="Globs of the taps that are handed over, as 'logits' or '*.block_out,logits'.")
+    ] = None,
     json_file: Annotated[str | None, typer.Option("--json", help='Write the matrix as JSON; "-" for stdout.')] = None,
 ) -> None:
     """Make every known mistake in the Numba path and see whether `assay check` finds and names it.
@@ -21,6 +24,7 @@ def selftest(
     from assay.cli.shared import console, messages, write_json
     from assay.golden.coverage import coverage
     from assay.golden.noise import profile_named
+    from assay.golden.reach import reach_of
     from assay.golden.selftest import selftest as run
     from assay.golden.store import load_golden
     from assay.golden.tiny_model import TINY
@@ -28,10 +32,13 @@ def selftest(
 
     checkpoint = open_checkpoint(model or TINY)
     if golden is not None:
-        result = coverage(load_golden(golden), checkpoint, profile_named(profile))
+        recorded, judged_by = load_golden(golden), profile_named(profile)
+        result = coverage(recorded, checkpoint, judged_by)
+        if taps is not None:
+            result["reach"] = reach_of(recorded, checkpoint, taps, judged_by)
     else:
         with messages.status("") as status:
-            result = run(checkpoint, profile, lambda id: status.update(id))
+            result = run(checkpoint, profile, lambda id: status.update(id), taps=taps)
     if json_file is not None:
         write_json(result, json_file)
     if json_file != "-":
@@ -69,6 +76,7 @@ def _table(result: dict[str, Any]) -> Any:
 
 def _coverage_text(result: dict[str, Any]) -> str:
     from assay.golden.coverage import LONGEST
+    from assay.golden.report import reach_sentences
 
     lines = [f"{len(result['visible'])} mistakes can show on these {result['tokens']} tokens."]
     if result["hidden"]:
@@ -80,6 +88,8 @@ def _coverage_text(result: dict[str, Any]) -> str:
         lines.append("namely: " + ", ".join(suggestion["shows"]))
     long = {e["id"]: e["needs"]["tokens"] for e in result["hidden"] if e["needs"]["tokens"] > LONGEST}
     lines += [f"{id} needs {length} tokens" for id, length in long.items()]
+    if result.get("reach") is not None:
+        lines += ["With these taps alone:", *reach_sentences(result["reach"], most=len(result["visible"]))]
     return "\n".join(lines)
 
 

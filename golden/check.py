@@ -1,5 +1,6 @@
 """The check: is each of a backend's taps what the oracle computes from the backend's own earlier taps?"""
 
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -13,7 +14,8 @@ from assay.golden.errors import GoldenError
 from assay.golden.forced import forced_pass, nearly_tied, noisy_pass
 from assay.golden.measure import ALLOWANCE, Comparison, compare, logit_view, relative
 from assay.golden.mistakes.replay import Run
-from assay.golden.noise import PROFILES, Profile
+from assay.golden.noise import Profile
+from assay.golden.reach import SECONDS, reach
 from assay.golden.record import validated_tokens
 from assay.golden.routing import Followed, compare_ids, routing_view
 from assay.golden.spans import spanned
@@ -71,6 +73,7 @@ class Report:
     deviations: list[dict[str, Any]] = field(default_factory=list)
     reason: str | None = None
     weights: dict[str, Any] | None = None  # how many were compared, and which differ; None where none were supplied
+    reach: dict[str, Any] | None = None  # which known mistakes the taps can show; None where all were supplied
     versions: dict[str, str] = field(default_factory=dict)  # of the backend and what it stands on, where it says
 
     @property
@@ -99,6 +102,7 @@ class Report:
             "routing": self.routing,
             "taps": [{**vars(result), "detectable": result.detectable} for result in self.taps],
             "not_supplied": self.not_supplied,
+            "reach": self.reach,
             "weights": self.weights,
         }
         return _finite(report)
@@ -122,10 +126,12 @@ def check(
     *,
     strict: bool = False,
     observe: Observer = None,
+    reach_seconds: float = SECONDS,
 ) -> Report:
     """Check a backend's taps against a golden: tap by tap with the checkpoint, end to end without.
 
     The profile's known deviations are accepted and listed, unless `strict`. `observe` sees the tensors compared.
+    Where taps are missing, what the others can show is tried for `reach_seconds`.
 
     Raises GoldenError if the golden is of another checkpoint, or a tap has a shape that cannot be its own.
     """
@@ -140,11 +146,11 @@ def check(
         return _incomparable(golden, backend, profile, "the backend supplied none of the taps of this model")
     tokens, chunks = golden.provenance.tokens, golden.provenance.chunks
     names = {*given.taps, *(name for name in table if name.endswith("router_logits"))}
+    started = time.monotonic()
     expected = forced_pass(checkpoint, tokens, chunks, given.taps, names, progress=progress)
+    pass_seconds = time.monotonic() - started
     taps = given.filled(expected)
-    noisy = _as_noisy_as(
-        profile, expected, noisy_pass(checkpoint, tokens, chunks, taps, expected, _noise_of(profile), progress)
-    )
+    noisy = noisy_pass(checkpoint, tokens, chunks, taps, expected, profile, progress)
     followed = Followed(open_choices=sum(int(t.sum()) for t in nearly_tied(checkpoint, taps, expected, noisy).values()))
     diagnosis = Diagnosis(Run(checkpoint, tokens, chunks, taps, given.rows), expected, noisy, profile)
     deviations = Deviations(diagnosis, () if strict else profile.deviations, _oracle_s_logits(golden))
@@ -181,6 +187,9 @@ def check(
         cause=cause,
         deviations=deviations.listed(),
         weights={"compared": len(weights), "differing": [fault.name for fault in faults]} if weights else None,
+        reach=reach(diagnosis.run, expected, noisy, profile, reach_seconds, pass_seconds)
+        if reach_seconds and taps
+        else None,
     )
 
 
@@ -214,21 +223,6 @@ def _compared(
     positions, index = given.rows[name], found.worst["index"]
     worst = {**found.worst, "index": [int(positions[index[0]]), *index[1:]]}
     return replace(found, worst=worst, worst_position=int(positions[found.worst_position]))
-
-
-def _noise_of(profile: Profile) -> Profile:
-    """The profile whose pass shows this one's noise: float64 has nothing above it to be compared with."""
-    return PROFILES["float32"] if profile.name == "float64" else profile
-
-
-def _as_noisy_as(
-    profile: Profile, expected: dict[str, np.ndarray], noisy: dict[str, np.ndarray]
-) -> dict[str, np.ndarray]:
-    """The noisy pass itself; for float64 the float32 one, its noise made smaller by the ratio of their roundoffs."""
-    if profile.name != "float64":
-        return noisy
-    smaller = profile.unit_roundoff / _noise_of(profile).unit_roundoff
-    return {name: expected[name] + smaller * (noisy[name] - expected[name]) for name in noisy}
 
 
 def _result(name: str, found: Comparison, inherited: float | None, verdict: str) -> TapResult:

@@ -54,19 +54,22 @@ def shown_by(golden: Golden, checkpoint: Checkpoint, mistakes: Iterable[Mistake]
 
 def _ratio(mistake: Mistake, run: Run, noisy: Mapping[str, np.ndarray], profile: Profile) -> float:
     """The mistake's largest effect on its own taps, in multiples of the noise."""
-    table, largest = tap_table(run.checkpoint.config), 0.0
     replay = Replay(run, together((mistake,)), PROFILES["float64"])
-    for name, exact in run.taps.items():
-        if name.rsplit(".", 1)[-1] not in mistake.taps:
-            continue
-        with np.errstate(all="ignore"):
-            value = replay.value(name)
-        if table[name].integer:
-            largest = max(largest, float("inf") if (np.sort(value, 1) != np.sort(exact, 1)).any() else 0.0)
-            continue
-        found = compare(exact, value, noisy[name], table[name].axes.index("T"), profile.unit_roundoff)
-        largest = max(largest, float("inf") if found.nonfinite else found.ratio)
-    return largest
+    places = [name for name in run.taps if name.rsplit(".", 1)[-1] in mistake.taps]
+    return max((effect(replay, name, run.taps[name], noisy[name], profile)[1] for name in places), default=0.0)
+
+
+def effect(
+    replay: Replay, name: str, exact: np.ndarray, noisy: np.ndarray, profile: Profile
+) -> tuple[np.ndarray, float]:
+    """A tap as a replay has it, and how far that is from the oracle's value, in multiples of the noise."""
+    spec = tap_table(replay.run.checkpoint.config)[name]
+    with np.errstate(all="ignore"):
+        value = replay.value(name)
+    if spec.integer:
+        return value, float("inf") if (np.sort(value, 1) != np.sort(exact, 1)).any() else 0.0
+    found = compare(exact, value, noisy, spec.axes.index("T"), profile.unit_roundoff)
+    return value, float("inf") if found.nonfinite else found.ratio
 
 
 def _hidden(mistake: Mistake, checkpoint: Checkpoint) -> dict[str, Any]:

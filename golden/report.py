@@ -12,6 +12,8 @@ from rich.text import Text
 from assay.golden.check import Report, TapResult
 from assay.golden.measure import ALLOWANCE
 
+LISTED = 6  # mistakes of each sort that the text names
+
 VERDICT_STYLE = {
     "match": "bold green",
     "diverges": "bold red",
@@ -83,11 +85,35 @@ def print_end_to_end(report: Report, console: Console) -> None:
                 f"[dim]{escape(coarsest.tap)} stands for {len(coarsest.spans) + 1} steps: "
                 f"an error of less than {coarsest.detectable:.2g} of it would not show[/]"
             )
+    if report.reach is not None:
+        console.print(f"[dim]{escape(' '.join(reach_sentences(report.reach)))}[/]", highlight=False)
     partial = [result for result in report.taps if result.positions is not None]
     if partial:
         count = len(partial[-1].positions or ())
         names = shortened([result.tap for result in partial])
         console.print(f"[dim]not computed for all positions, only for {count}: {escape(names)}[/]")
+
+
+def reach_sentences(reach: dict[str, Any], most: int = LISTED) -> Iterable[str]:
+    """Which known mistakes the taps supplied can show, and which hide or look alike: at most so many of each."""
+    hides, alike, not_tried = reach["hides"], reach["alike"], reach["not_tried"]
+    tried = len(reach["shows"]) + len(hides)
+    if tried:
+        yield f"Of {tried} known mistakes in steps without a tap of their own {len(reach['shows'])} would show."
+    if hides:
+        yield f"Too small to show here: {_listed(hides, most)}."
+    if alike:
+        yield f"Not to be told apart here: {_listed([' = '.join(group) for group in alike], most)}."
+    if not_tried:
+        yield (
+            f"{len(not_tried)} more were not tried, for want of time: "
+            "`assay selftest --golden GOLDEN --taps GLOB` tries all."
+        )
+
+
+def _listed(names: list[str], most: int) -> str:
+    more = len(names) - most
+    return ", ".join(names[:most]) + (f" and {more} more" if more > 0 else "")
 
 
 def _print_divergence(report: Report, first: TapResult, console: Console) -> None:

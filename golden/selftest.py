@@ -13,10 +13,10 @@ from assay.golden.errors import GoldenError
 from assay.golden.mistakes import CATALOGUE
 from assay.golden.mistakes.injections import INJECTIONS, Injection
 from assay.golden.noise import Profile, profile_named
-from assay.golden.record import record
+from assay.golden.record import chosen_taps, record
 from assay.golden.store import Golden
 from assay.loaders.checkpoint import Checkpoint
-from assay.reference.taps import default_taps, tap_table
+from assay.reference.taps import tap_table
 
 MODES = ("float32", "bfloat16", "q8")
 LONG = 300  # tokens of the prompt for what the usual one is too short for
@@ -54,12 +54,13 @@ def selftest(
     mode: str = "float32",
     progress: Callable[[str], None] | None = None,
     only: Collection[str] | None = None,
+    taps: str | None = None,
 ) -> dict[str, Any]:
     """Inject every mistake that acts on the checkpoint into the Numba path and check it; the matrix as JSON.
 
     In mode bfloat16 every tap of the backend is kept in that format; q8 is the backend's own mode. Mistakes that are
     roundings to bfloat16 are left out there, and those that no prompt here shows (`hidden`) everywhere. `only` are
-    the ids to inject.
+    the ids to inject, `taps` globs of those that the backend hands over.
     """
     if mode not in MODES:
         raise GoldenError(f"selftest has no profile {mode!r}", expected=", ".join(MODES))
@@ -72,12 +73,13 @@ def selftest(
         longer = _golden(checkpoint, good_prompt(checkpoint, least=LONG))
         rest = [mistake for mistake in acting if mistake.id not in visible]
         prompts |= dict.fromkeys(shown_by(longer, checkpoint, rest, profile), longer)
+    names = chosen_taps(checkpoint.config, taps)
     rows = []
     for id, prompt in prompts.items():
         if id in INJECTIONS and not (mode == "bfloat16" and CATALOGUE[id].grain):
             if progress is not None:
                 progress(id)
-            rows.append(_row(id, prompt, checkpoint, profile))
+            rows.append(_row(id, prompt, checkpoint, profile, names))
     named, found = sum(row.named for row in rows), sum(row.found for row in rows)
     return {
         "profile": mode,
@@ -88,7 +90,7 @@ def selftest(
         "right_tap": sum(row.right_tap for row in rows),
         "named": named,
         "named_alone": sum(row.named and not row.ambiguous_with for row in rows),
-        "clean": _clean(golden, checkpoint, profile),
+        "clean": _clean(golden, checkpoint, profile, names),
         "rows": [asdict(row) for row in rows],
         "hidden": [mistake.id for mistake in acting if mistake.id not in prompts],
         "without_injection": sorted(id for id in prompts if id not in INJECTIONS),
@@ -100,17 +102,17 @@ def _golden(checkpoint: Checkpoint, prompt: tuple[list[int], list[int]]) -> Gold
     return record(checkpoint, open_backend("reference", checkpoint), tokens, chunks=chunks)
 
 
-def _clean(golden: Golden, checkpoint: Checkpoint, profile: Profile) -> str:
+def _clean(golden: Golden, checkpoint: Checkpoint, profile: Profile, names: Collection[str]) -> str:
     """The verdict on the same backend without a mistake."""
     with Injection().backend(checkpoint, profile.name) as backend:
-        taps = backend.run(golden.provenance.tokens, golden.provenance.chunks, default_taps(checkpoint.config))
-    return check(golden, checkpoint, taps, "cpu", profile).verdict
+        taps = backend.run(golden.provenance.tokens, golden.provenance.chunks, names)
+    return check(golden, checkpoint, taps, "cpu", profile, reach_seconds=0).verdict
 
 
-def _row(id: str, golden: Golden, checkpoint: Checkpoint, profile: Profile) -> Row:
+def _row(id: str, golden: Golden, checkpoint: Checkpoint, profile: Profile, names: Collection[str]) -> Row:
     with INJECTIONS[id].backend(checkpoint, profile.name) as backend:
-        taps = backend.run(golden.provenance.tokens, golden.provenance.chunks, default_taps(checkpoint.config))
-    report = check(golden, checkpoint, taps, "cpu", profile, strict=True)
+        taps = backend.run(golden.provenance.tokens, golden.provenance.chunks, names)
+    report = check(golden, checkpoint, taps, "cpu", profile, strict=True, reach_seconds=0)
     first, cause = report.first_divergence, report.cause
     named = cause is not None and id in (cause["id"], *cause["ambiguous_with"])
     return Row(

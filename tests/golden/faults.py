@@ -45,10 +45,15 @@ def taps_with(
 
 
 def report_of(
-    taps: Taps, profile: str = "float64", golden: Golden | None = None, checkpoint: Checkpoint | None = None
+    taps: Taps,
+    profile: str = "float64",
+    golden: Golden | None = None,
+    checkpoint: Checkpoint | None = None,
+    reach_seconds: float = 0,
 ) -> Report:
     """The check of such a backend."""
-    return check(golden or golden_of(), checkpoint or opened(GPT_OSS), taps, "faulty", profile_named(profile))
+    golden, checkpoint = golden or golden_of(), checkpoint or opened(GPT_OSS)
+    return check(golden, checkpoint, taps, "faulty", profile_named(profile), reach_seconds=reach_seconds)
 
 
 def diverging(report: Report) -> list[str]:

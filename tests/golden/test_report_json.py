@@ -38,7 +38,7 @@ REPORTS = {
     "no cause": lambda: report_of(taps_with({WRONG: jolted}), "float32"),
     "not finite": lambda: report_of(taps_with({}) | {WRONG: nothing(taps_with({})[WRONG])}),
     "wrong experts": lambda: report_of(taps_with({"layers.1.expert_ids": ids_of_others})),
-    "few taps": lambda: report_of({"logits": taps_with({})["logits"]}),
+    "few taps": lambda: report_of({"logits": taps_with({})["logits"]}, reach_seconds=5),
     "no taps": lambda: report_of({}),
     "dense": lambda: report_of(
         dict(golden_of("llama/hf").taps), golden=golden_of("llama/hf"), checkpoint=opened("llama/hf")
