@@ -52,6 +52,8 @@ def _offset(seen: Seen) -> Iterator[Pattern]:
     if (a := _ratio(centred, g)) is not None:
         b = float(g.mean() - a * e.mean())
         sentence = f"{a:.4g} times what it should be, plus {b:.4g}{where}"
+        if abs(a) * float(np.abs(e).max()) < SLIGHT * abs(b):
+            sentence = f"{b:.4g} in place of every value{where}"
         yield Pattern("affine", sentence, {"factor": a, "offset": b}, seen.within(lambda x: a * x + b))
 
 
@@ -76,8 +78,10 @@ def _factors_along(seen: Seen) -> Iterator[Pattern]:
             where = at(letter, turned, seen.expected.shape[axis])
             yield Pattern(f"sign along {letter}", f"the opposite sign at {where}", parameters, change)
             continue
-        sentence = f"a factor of its own for each of {at(letter, places, seen.expected.shape[axis])}: "
-        yield Pattern(f"factor along {letter}", sentence + numbers(factors.ravel()), parameters, change)
+        every = len(places) == seen.expected.shape[axis]
+        which = NOUNS[letter] if every else f"of {at(letter, places, seen.expected.shape[axis])}"
+        sentence = f"a factor of its own for each {which}: {numbers(factors.ravel())}"
+        yield Pattern(f"factor along {letter}", sentence, parameters, change)
 
 
 def _vectors(seen: Seen) -> Iterator[Pattern]:
@@ -185,9 +189,13 @@ def _turned(seen: Seen) -> Iterator[Pattern]:
     off = np.flatnonzero(np.abs(np.exp(1j * rate_J) - 1) + np.abs(np.exp(1j * start_J) - 1) > SLIGHT)
     if not len(off):
         return
-    sentence = f"rotary pairs {placed(off, len(rate_J))} turned further, radians a position: {numbers(rate_J[off], 2)}"
-    if np.abs(np.exp(1j * start_J) - 1).max() > SLIGHT:
-        sentence += f"; at position 0 already by {numbers(start_J[off], 2)}"
+    pairs, starts = placed(off, len(rate_J)), numbers(start_J[off], 2)
+    if np.abs(np.exp(1j * rate_J) - 1).max() * T < SLIGHT:
+        sentence = f"rotary pairs {pairs} turned further by the same angle at every position, radians: {starts}"
+    else:
+        sentence = f"rotary pairs {pairs} turned further, radians a position: {numbers(rate_J[off], 2)}"
+        if np.abs(np.exp(1j * start_J) - 1).max() > SLIGHT:
+            sentence += f"; at position 0 already by {starts}"
     if abs(size - 1) > SLIGHT:
         sentence += f"; and {size:.4g} times as large"
     parameters = {"pairs": off.tolist(), "rates": rate_J[off].tolist(), "starts": start_J[off].tolist(), "factor": size}

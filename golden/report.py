@@ -133,7 +133,7 @@ def _print_divergence(report: Report, first: TapResult, console: Console) -> Non
     if report.cause is not None:
         _print_cause(report.cause, console)
     elif report.scope == "forced":
-        _indented(console, "cause unknown: no mistake in the catalogue, nor a pair of them, leaves these values")
+        _indented(console, "cause unknown: no mistake in the catalogue leaves these values, nor any pair of them that was tried")
     if report.structure is not None:
         for line in structure_lines(report.structure):
             _indented(console, escape(line))

@@ -4,7 +4,7 @@ Every pattern of `patterns.py` is fitted to the difference and judged by what it
 noise. One that leaves no more than the allowance describes the error; the others say how far they come.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,10 +12,12 @@ import numpy as np
 
 from assay.golden.fitting import Pattern, Seen
 from assay.golden.measure import ALLOWANCE, compare
-from assay.golden.mistakes.replay import Run
-from assay.golden.noise import Profile
+from assay.golden.mistakes.recipe import weights_renamed
+from assay.golden.mistakes.replay import Replay, Run
+from assay.golden.noise import PROFILES, Profile
 from assay.golden.patterns import patterns
 from assay.golden.places import NOUNS, at, placed
+from assay.golden.spans import spanned
 from assay.reference.taps import tap_table
 
 Array = np.ndarray
@@ -23,6 +25,9 @@ LARGEST = 1 << 24  # values searched at most; of a larger tensor the positions a
 FALLS_TO = 0.5  # of the error, for a pattern to be worth telling
 TOLD = 5  # patterns in the report
 GENERAL = ("affine", "factor along", "sign along", "vector", "offset along", "rotation")
+OTHER_LAYERS = 8  # whose weights are tried in the place of a layer's own
+WEIGHTED = ("attn_norm", "q", "k", "v", "attn_out", "mlp_norm", "router_logits", "gate", "up", "mlp_out")
+WEIGHTED += ("expert_gate", "expert_up", "expert_out")
 NO_OTHERS: Mapping[str, Array] = {}
 
 
@@ -114,6 +119,7 @@ def describe_tap(
     ]
     # what came before is the backend's, what comes after is what it should be
     others = {other: (taps if order[other] < order[name] else expected)[other] for other in near if other in taps}
+    others |= dict(_by_other_layers(name, run))
     ids = f"{prefix}.expert_ids"
     return describe(
         expected[name],
@@ -125,6 +131,19 @@ def describe_tap(
         ids_TA=taps.get(ids, expected.get(ids)),
         others=others,
     )
+
+
+def _by_other_layers(name: str, run: Run) -> Iterator[tuple[str, Array]]:
+    """A step as the weights of another layer make it, by what to call that; the nearest layers first."""
+    config, (prefix, _, kind) = run.checkpoint.config, name.rpartition(".")
+    if kind not in WEIGHTED or not prefix or name in run.rows or spanned(name, config, run.taps):
+        return
+    layer = int(prefix.split(".")[1])
+    others = sorted(range(config.num_hidden_layers), key=lambda i: abs(i - layer))[1 : OTHER_LAYERS + 1]
+    for i in others:
+        renamed = weights_renamed({f"model.{prefix}.": f"model.layers.{i}."})
+        with np.errstate(all="ignore"):
+            yield f"{name} by the weights of layer {i}", Replay(run, renamed, PROFILES["float64"]).value(name)
 
 
 def describe_ids(expected_TA: Array, got_TA: Array) -> dict[str, Any]:
