@@ -133,9 +133,12 @@ def _print_divergence(report: Report, first: TapResult, console: Console) -> Non
     if report.cause is not None:
         _print_cause(report.cause, console)
     elif report.scope == "forced":
-        _indented(console, "cause unknown: no mistake in the catalogue leaves these values, nor any pair of them that was tried")
+        _indented(
+            console,
+            "cause unknown: no mistake in the catalogue leaves these values, nor any pair of them that was tried",
+        )
     if report.structure is not None:
-        for line in structure_lines(report.structure):
+        for line in structure_lines(report.structure, report.cause is not None):
             _indented(console, escape(line))
 
 
@@ -172,8 +175,13 @@ def structure_line(structure: dict[str, Any]) -> str:
     return str(structure["sentence"])
 
 
-def structure_lines(structure: dict[str, Any]) -> Iterable[str]:
-    """What the error looks like: the sentence, where it is, and the patterns that come nearest."""
+def structure_lines(structure: dict[str, Any], explained: bool = False) -> Iterable[str]:
+    """What the error looks like: the sentence, where it is, and the patterns that come nearest.
+
+    Of an error whose cause is known only a pattern that fits is worth telling.
+    """
+    if explained and str(structure["sentence"]).startswith("no pattern"):
+        return
     yield f"what it looks like: {structure_line(structure)}"
     for entry in structure["patterns"][1:3]:
         also = "also fits" if entry["fits"] else f"leaves {_ratio(entry['residual'])} x noise"

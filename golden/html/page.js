@@ -4,7 +4,7 @@ const data = JSON.parse(document.getElementById("data").textContent);
 const byId = (id) => document.getElementById(id);
 const AXES = {
   T: "position", H: "query head", K: "key/value head", C: "channel", D: "channel", S: "key position",
-  N: "expert", A: "expert slot", F: "channel", V: "token of the vocabulary",
+  N: "expert", A: "expert slot", F: "channel", V: "vocabulary id",
 };
 const VERDICTS = { match: "within its allowance", diverges: "diverges", "known-deviation": "differs by design" };
 
@@ -32,9 +32,10 @@ function number(value) {
   return plain ? String(Number(value.toPrecision(3))) : value.toExponential(1).replace("e+", "e");
 }
 
-// --- colours of the maps: calm within the allowance, warm out of it; the same in both themes ---
+// --- colours of the maps: calm within the allowance, warm out of it ---
 
 const STOPS = [[-2, 236, 243, 239], [-0.5, 190, 218, 206], [0, 143, 196, 176], [0.6, 74, 150, 130]];
+const STOPS_IN_THE_DARK = [[-2, 26, 34, 32], [-0.5, 30, 58, 48], [0, 38, 92, 74], [0.6, 74, 150, 130]];
 const WARM = [[0, 250, 188, 92], [1.5, 234, 96, 56], [4, 176, 24, 62], [8, 86, 10, 74]];
 
 function mixed(stops, x) {
@@ -46,10 +47,12 @@ function mixed(stops, x) {
   return [1, 2, 3].map((k) => Math.round(a[k] + share * (b[k] - a[k])));
 }
 
-function colour(decades) {
+// single values of a tensor that matches may be beyond the allowance, which is for all of them together: no alarm
+function colour(decades, calm = false) {
   const limit = Math.log10(data.allowance);
   // what is allowed is stretched or squeezed to end at the allowance
-  return decades > limit ? mixed(WARM, decades - limit) : mixed(STOPS, decades - limit + 0.6);
+  if (decades > limit && !calm) return mixed(WARM, decades - limit);
+  return mixed(dark() ? STOPS_IN_THE_DARK : STOPS, Math.min(decades, limit) - limit + 0.6);
 }
 
 // --- a map ---
@@ -76,7 +79,7 @@ function said(map, index, integer) {
   return `${place}: ${amount}`;
 }
 
-function drawMap(map, detail, axes) {
+function drawMap(map, detail, calm) {
   const [rows, columns] = map.shape;
   const integer = detail.scale === null;
   const canvas = element("canvas", { width: columns, height: rows, role: "img" });
@@ -88,7 +91,7 @@ function drawMap(map, detail, axes) {
   const rank = (index) => valueOf(map, index) ?? Infinity;
   for (let i = 0; i < rows * columns; i++) {
     const value = valueOf(map, i);
-    const rgb = value === null ? [20, 16, 30] : colour(integer ? -2 : value);
+    const rgb = value === null ? [20, 16, 30] : colour(integer ? -2 : value, calm);
     image.data.set([...rgb, 255], 4 * i);
     if (rank(i) > rank(largest)) largest = i;
   }
@@ -123,13 +126,13 @@ function scaleBar() {
 
 // --- the histogram ---
 
-function drawHistogram(detail) {
+function drawHistogram(detail, calm) {
   const { lowest, bins, perDecade } = data.histogram;
   const counts = detail.histogram;
   const expected = detail.noise_histogram;
   const largest = Math.max(1, ...counts, ...(expected ?? []));
-  const [width, height, bar] = [470, 190, 16];
-  const [left, top, bottom] = [8, 20, height - 30];
+  const [width, height, bar] = [470, 204, 16];
+  const [left, top, bottom] = [8, 20, height - 44];
   const x = (decades) => left + (decades - lowest) * perDecade * bar;
   const tall = (count) => (count ? Math.max(2, (count / largest) * (bottom - top)) : 0);
   const svg = element("svg", { viewBox: `0 0 ${width} ${height}`, width, height, role: "img" });
@@ -141,7 +144,7 @@ function drawHistogram(detail) {
     const out = from + 0.5 / perDecade > limit;
     if (out) beyond += count;
     const h = tall(count);
-    svg.append(element("rect", { x: x(from) + 1, y: bottom - h, width: bar - 2, height: h, class: out ? "beyond" : "within" },
+    svg.append(element("rect", { x: x(from) + 1, y: bottom - h, width: bar - 2, height: h, class: out && !calm ? "beyond" : "within" },
       element("title", {}, `${count} of ${total} elements`)));
   });
   if (expected) {
@@ -157,7 +160,9 @@ function drawHistogram(detail) {
     svg.append(element("text", { x: x(d), y: bottom + 14, "text-anchor": d === lowest ? "start" : "middle" }, edge + power(d)));
   }
   const outline = expected ? "; outline: the noise that the profile makes" : "";
-  svg.append(element("text", { x: left, y: height - 2 }, `times the noise of one element${outline}`));
+  svg.append(element("text", { x: left, y: bottom + 28 }, `times the noise of one element${outline}`));
+  const single = `${beyond} single values are beyond ${number(data.allowance)} ×; the tensor and each position are not`;
+  if (calm && beyond) svg.append(element("text", { x: left, y: bottom + 42 }, single));
   svg.setAttribute("aria-label", `${beyond} of ${total} elements are more than about ${number(data.allowance)} times the noise off`);
   return svg;
 }
@@ -166,6 +171,25 @@ function drawHistogram(detail) {
 
 function figure(label, value) {
   return element("div", {}, element("dt", {}, label), element("dd", {}, value));
+}
+
+// names of taps, those of a layer together, and layers that have the same ones
+function together(names) {
+  const groups = [];
+  for (const name of names) {
+    const [, layer, kind] = name.match(/^layers\.(\d+)\.(.*)/) ?? [null, null, name];
+    const last = groups[groups.length - 1];
+    if (last && layer !== null && last.to === layer) last.kinds.push(kind);
+    else groups.push({ from: layer, to: layer, kinds: [kind] });
+  }
+  const merged = [];
+  for (const group of groups) {
+    const last = merged[merged.length - 1];
+    if (last && last.from !== null && group.from !== null && String(last.kinds) === String(group.kinds)) last.to = group.to;
+    else merged.push(group);
+  }
+  const label = ({ from, to }) => (from === null ? "" : from === to ? `layer ${from}: ` : `layers ${from} to ${to}: `);
+  return merged.map((group) => label(group) + group.kinds.join(", ")).join("; ");
 }
 
 function show(name) {
@@ -182,7 +206,7 @@ function show(name) {
     ...(data.forced ? [figure("local error", number(tap.local_error))] : []),
     figure(data.forced ? "inherited error" : "error end to end", number(tap.inherited_error)),
     figure(`noise of ${data.profile}`, number(tap.noise)),
-    ...(tap.spans.length ? [figure("judged together with", tap.spans.join(", "))] : []),
+    ...(tap.spans.length ? [figure("judged together with", together(tap.spans))] : []),
     ...(tap.positions ? [figure("computed by the backend", `positions ${tap.positions.join(", ")} alone`)] : []),
     ...(tap.nonfinite ? [figure("not finite", `${tap.nonfinite} values`)] : []),
   );
@@ -205,9 +229,10 @@ function drawDetail(tap, about) {
   byId("element").hidden = detail === null;
   byId("worst").replaceChildren();
   if (detail === null) return;
+  const calm = tap.verdict === "match";
   byId("histogram").parentElement.hidden = detail.histogram === null;
-  byId("histogram").replaceChildren(...(detail.histogram ? [drawHistogram(detail)] : []));
-  const maps = detail.maps.map((map) => drawMap(map, detail, about.axes));
+  byId("histogram").replaceChildren(...(detail.histogram ? [drawHistogram(detail, calm)] : []));
+  const maps = detail.maps.map((map) => drawMap(map, detail, calm));
   byId("maps").replaceChildren(...maps);
   byId("scale").replaceChildren(...(detail.scale === null ? [] : [scaleBar()]));
   const place = detail.worst.at.map((n, i) => `${AXES[about.axes[i]]} ${n}`).join(", ");
@@ -287,12 +312,16 @@ const dark = () => {
   return own ? own === "dark" : matchMedia("(prefers-color-scheme: dark)").matches;
 };
 const labelTheme = () => { theme.textContent = dark() ? "Light" : "Dark"; };
+function recolour() {
+  labelTheme();
+  if (chosen !== null) show(chosen);
+}
 theme.hidden = false;
 labelTheme();
 theme.addEventListener("click", () => {
   document.documentElement.dataset.theme = dark() ? "light" : "dark";
-  labelTheme();
+  recolour();
 });
-matchMedia("(prefers-color-scheme: dark)").addEventListener("change", labelTheme);
+matchMedia("(prefers-color-scheme: dark)").addEventListener("change", recolour);
 
 if (data.opened !== null) choose(data.opened, false);

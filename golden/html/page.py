@@ -52,7 +52,7 @@ def page_of(report: Report, details: Mapping[str, dict[str, Any]], about: Mappin
         headline=VERDICTS[report.verdict],
         about=about,
         meaning={kind: spec.meaning for kind, spec in SPECS.items()},
-        structure=[] if report.structure is None else list(structure_lines(report.structure)),
+        structure=[] if report.structure is None else list(structure_lines(report.structure, report.cause is not None)),
         not_supplied=shortened(report.not_supplied),
         reach=[] if report.reach is None else list(reach_sentences(report.reach, most=len(CATALOGUE))),
         coarsest=max(found["taps"], key=lambda row: len(row["spans"]), default=None),
