@@ -14,6 +14,7 @@ from assay.golden.mistakes.mistake import Mistake
 from assay.golden.mistakes.recipe import Recipe
 from assay.golden.mistakes.replay import Replay, Run
 from assay.golden.noise import PROFILES, Profile
+from assay.golden.routing import tied
 from assay.reference.taps import tap_table
 
 Array = np.ndarray
@@ -67,9 +68,32 @@ class Diagnosis:
             if len(self._values) >= KEPT:
                 self._values.clear()
             with np.errstate(all="ignore"):  # a mistake may well divide by zero
-                value = Replay(self.run, together(mistakes), profile).value(name)
+                replay = Replay(self.run, together(mistakes), profile)
+                value = replay.value(name)
+                if profile.name == "float64" and not self.table[name].integer:
+                    value = self._following(mistakes, name, value, replay.routed)
             self._values[key] = self._where_computed(name, value)
         return self._values[key]
+
+    def _following(self, mistakes: Mistakes, name: str, value: Array, routed: Mapping[str, Array]) -> Array:
+        """The value with nearly tied choices of experts, that this tap spans, made as the backend must have made them.
+
+        With the mistakes in it other choices are tied than the oracle's.
+        """
+        open_choices = {}
+        for logits, logits_TN in routed.items():
+            ids = logits.replace("router_logits", "expert_ids")
+            A = self.run.checkpoint.config.dims.get("A", 0)
+            if ids not in self.run.taps and logits in self.noisy and logits_TN.shape[1] > A:
+                open_T = tied(logits_TN, A, self.noisy[logits] - self.expected[logits])
+                open_choices |= {ids: open_T} if open_T.any() else {}
+        if not open_choices:
+            return value
+        other = Replay(self.run, together(mistakes), PROFILES["float64"], open_choices).value(name)
+        axis, got = self.table[name].axes.index("T"), np.asarray(self.run.taps[name])
+        rest = tuple(i for i in range(got.ndim) if i != axis)
+        nearer = np.sum((got - other) ** 2, rest, keepdims=True) < np.sum((got - value) ** 2, rest, keepdims=True)
+        return np.where(nearer, other, value)
 
     def _where_computed(self, name: str, value: Array) -> Array:
         """The value, but the oracle's own where the backend computed none: no mistake shows there."""

@@ -6,11 +6,10 @@ import numpy as np
 
 import assay.reference as reference
 from assay.golden.backends import Progress
-from assay.golden.measure import ALLOWANCE
 from assay.golden.noise import PROFILES, Profile
+from assay.golden.routing import next_best, tied
 from assay.loaders.checkpoint import Checkpoint
 from assay.reference.config import GptOssConfig
-from assay.reference.ops import top_k
 from assay.reference.taps import Recorder, tap_table
 
 ROUNDOFF = 2.0**-23  # a factor of 1 + less than half of it would be rounded away
@@ -45,7 +44,7 @@ def forced_pass(
         def tap(name: str, array: np.ndarray, start: int = start, T: int = T) -> np.ndarray:
             array = profile.round(name, emulation.computed(name, array))
             if flipped is not None and name in flipped:
-                array = _flipped(array, emulation.now["router_logits"], flipped[name][start : start + T])
+                array = next_best(array, emulation.now["router_logits"], flipped[name][start : start + T])
             recorder(name, array)
             if name.endswith("block_out"):  # its weights are used up until the next chunk
                 checkpoint.release(f"model.{name.removesuffix('block_out')}")
@@ -109,12 +108,7 @@ def nearly_tied(
     expected: Mapping[str, np.ndarray],
     noisy: Mapping[str, np.ndarray],
 ) -> dict[str, np.ndarray]:
-    """Choices of experts that the backend does not show and that noise may decide: bool [T] by tap, if there are any.
-
-    Open is a choice whose margin, between the last expert taken and the best left out, is within the allowance.
-    The logits' noise is the standard deviation that their median deviation has in a normal distribution: where a
-    choice before them went otherwise they are far off, and no noise.
-    """
+    """Choices of experts that the backend does not show and noise may decide: bool [T] by tap, if there are any."""
     config = checkpoint.config
     if not isinstance(config, GptOssConfig) or config.num_experts_per_tok == config.num_local_experts:
         return {}
@@ -123,19 +117,10 @@ def nearly_tied(
         ids = name.replace("router_logits", "expert_ids")
         if ids == name or name in backend or ids in backend:
             continue
-        ordered_TN = np.sort(logits_TN, axis=1)[:, ::-1]
-        spread = 1.4826 * float(np.median(np.abs(noisy[name] - logits_TN)))
-        open_T = ordered_TN[:, A - 1] - ordered_TN[:, A] <= ALLOWANCE * spread
+        open_T = tied(logits_TN, A, noisy[name] - logits_TN)
         if open_T.any():
             found[ids] = open_T
     return found
-
-
-def _flipped(ids_TA: np.ndarray, logits_TN: np.ndarray, where_T: np.ndarray) -> np.ndarray:
-    next_best_T = top_k(logits_TN, ids_TA.shape[1] + 1)[:, -1]
-    ids_TA = ids_TA.copy()
-    ids_TA[where_T, -1] = next_best_T[where_T]
-    return ids_TA
 
 
 def _root_mean_square(arrays: list[np.ndarray]) -> np.ndarray:

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from assay.golden.measure import ALLOWANCE, Comparison
+from assay.reference.ops import top_k
 
 
 @dataclass
@@ -82,3 +83,22 @@ def routing_view(
         view |= {"followed": followed.choices, "largest_followed_margin": followed.largest_margin}
         view["open"] = followed.open_choices
     return view
+
+
+def tied(logits_TN: np.ndarray, A: int, noise_TN: np.ndarray) -> np.ndarray:
+    """Positions whose margin, between the last expert taken and the best left out, is within the allowance: bool [T].
+
+    The logits' noise is the standard deviation that their median deviation has in a normal distribution: where a
+    choice before them went otherwise they are far off, and no noise.
+    """
+    ordered_TN = np.sort(logits_TN, axis=1)[:, ::-1]
+    spread = 1.4826 * float(np.median(np.abs(noise_TN)))
+    return np.asarray(ordered_TN[:, A - 1] - ordered_TN[:, A] <= ALLOWANCE * spread)
+
+
+def next_best(ids_TA: np.ndarray, logits_TN: np.ndarray, where_T: np.ndarray) -> np.ndarray:
+    """The choices with the best expert left out in place of the last one taken, at some positions."""
+    next_best_T = top_k(logits_TN, ids_TA.shape[1] + 1)[:, -1]
+    ids_TA = ids_TA.copy()
+    ids_TA[where_T, -1] = next_best_T[where_T]
+    return ids_TA

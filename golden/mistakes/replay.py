@@ -7,6 +7,7 @@ import numpy as np
 
 from assay.golden.mistakes.recipe import Array, Recipe
 from assay.golden.noise import Profile
+from assay.golden.routing import next_best
 from assay.loaders.checkpoint import Checkpoint
 from assay.reference import ops
 from assay.reference.gpt_oss import per_expert
@@ -29,16 +30,26 @@ class Replay:
 
     Only what a tap needs is computed: nothing but its own step where the backend supplied all inputs of it, a
     whole forward pass where it supplied nothing before. All chunks are computed at once; what depends on
-    them is handed the start of each token's chunk. `computed` lists the taps whose steps were taken.
+    them is handed the start of each token's chunk. `computed` lists the taps whose steps were taken, `routed` has
+    the router's logits among them. `flipped`, bool [T] by the names of choices of experts, says where the next best
+    is taken for the last one.
     """
 
-    def __init__(self, run: Run, variant: Callable[[Recipe], Recipe], profile: Profile):
+    def __init__(
+        self,
+        run: Run,
+        variant: Callable[[Recipe], Recipe],
+        profile: Profile,
+        flipped: Mapping[str, np.ndarray] | None = None,
+    ):
         self.run = run
         self.model = run.checkpoint.model(profile.compute)
         self.recipe = variant(Recipe(self.model.config, self.model.weight))
         self.profile = profile
         self.config = self.recipe.config
         self.computed: set[str] = set()
+        self.routed: dict[str, Array] = {}
+        self.flipped = flipped or {}
         self._known: dict[str, Array] = {}
         self.position_T = np.arange(len(run.tokens))
         ends = np.cumsum(run.chunks)
@@ -52,7 +63,12 @@ class Replay:
         array = STEPS[kind](self, layer)
         if kind in self.recipe.after:
             array = self.recipe.after[kind](array)
-        return self.profile.round(name, array)
+        array = self.profile.round(name, array)
+        if kind == "router_logits":
+            self.routed[name] = array
+        if name in self.flipped:
+            array = next_best(array, self.given(f"{prefix}.router_logits"), self.flipped[name])
+        return array
 
     def given(self, name: str) -> Array:
         """The tap as the next step gets it: the backend's value where it is a number."""
