@@ -5,6 +5,8 @@ from typing import Annotated
 
 import typer
 
+LISTED = 100  # token ids that are printed
+
 
 def record(
     path: Annotated[Path, typer.Argument(help="GGUF file, or Hugging Face or MLX directory.")],
@@ -61,6 +63,8 @@ def record(
     console.print(
         f"{written}: {len(golden.taps)} taps of {len(ids)} tokens, {size:,.1f} MB, by {backend}", highlight=False
     )
+    listed = ",".join(map(str, ids[:LISTED])) + (",..." if len(ids) > LISTED else "")
+    console.print(f"  token ids: {listed}", highlight=False, soft_wrap=True)
     for what, value in golden.provenance.coverage.items():
         console.print(
             f"  {what.replace('_', ' ')}: {value:.4g}"

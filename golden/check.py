@@ -18,7 +18,7 @@ from assay.golden.noise import Profile
 from assay.golden.reach import SECONDS, reach
 from assay.golden.record import validated_tokens
 from assay.golden.routing import Followed, compare_ids, routing_view
-from assay.golden.spans import spanned
+from assay.golden.spans import spanned, unchecked
 from assay.golden.store import WEIGHTS, Golden
 from assay.golden.structure import describe_tap
 from assay.golden.supplied import Supplied, by_id, require_numbers, supplied
@@ -73,6 +73,7 @@ class Report:
     deviations: list[dict[str, Any]] = field(default_factory=list)
     reason: str | None = None
     weights: dict[str, Any] | None = None  # how many were compared, and which differ; None where none were supplied
+    not_checked: list[str] = field(default_factory=list)  # of those not supplied, what no comparison covers
     reach: dict[str, Any] | None = None  # which known mistakes the taps can show; None where all were supplied
     versions: dict[str, str] = field(default_factory=dict)  # of the backend and what it stands on, where it says
 
@@ -102,17 +103,19 @@ class Report:
             "routing": self.routing,
             "taps": [{**vars(result), "detectable": result.detectable} for result in self.taps],
             "not_supplied": self.not_supplied,
+            "not_checked": self.not_checked,
             "reach": self.reach,
             "weights": self.weights,
         }
-        return _finite(report)
+        return finite(report)
 
 
-def _finite(value: Any) -> Any:
+def finite(value: Any) -> Any:
+    """A value for JSON: numbers that are not finite become null."""
     if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
+        return {key: finite(item) for key, item in value.items()}
     if isinstance(value, list):
-        return [_finite(item) for item in value]
+        return [finite(item) for item in value]
     return None if isinstance(value, float) and not np.isfinite(value) else value
 
 
@@ -187,6 +190,7 @@ def check(
         cause=cause,
         deviations=deviations.listed(),
         weights={"compared": len(weights), "differing": [fault.name for fault in faults]} if weights else None,
+        not_checked=unchecked(checkpoint.config, taps),
         reach=reach(diagnosis.run, expected, noisy, profile, reach_seconds, pass_seconds)
         if reach_seconds and taps
         else None,

@@ -53,7 +53,8 @@ def reach(
     """
     started, config = time.monotonic(), run.checkpoint.config
     spans = {name: spanned(name, config, run.taps) for name in run.taps}
-    missing = {_kind(name) for names in spans.values() for name in names}
+    table = tap_table(config)
+    missing = {_kind(name) for name, spec in table.items() if name not in run.taps and not spec.heavy}
     acting = [m for m in CATALOGUE.values() if _kinds(m) & missing and m.acts(run.checkpoint)]
     if not acting:
         return None

@@ -40,6 +40,8 @@ def print_verdict(report: Report, console: Console) -> None:
     )
     if report.reason:
         console.print(escape(report.reason), highlight=False)
+    if report.not_checked and report.first_divergence is None:
+        _print_not_checked(report, console)
     for deviation in report.deviations:
         _indented(
             console,
@@ -77,8 +79,11 @@ def print_end_to_end(report: Report, console: Console) -> None:
             + (f"; {routing['followed']} near ties followed" if routing.get("followed") else "")
             + (f"; {routing['open']} not shown, that noise may have decided" if routing.get("open") else "")
         )
-    if report.not_supplied:
-        console.print(f"[dim]not supplied, spanned by the next tap: {escape(shortened(report.not_supplied))}[/]")
+    if report.not_checked and report.first_divergence is not None:
+        _print_not_checked(report, console)
+    spanned = [name for name in report.not_supplied if name not in report.not_checked]
+    if spanned:
+        console.print(f"[dim]not supplied, spanned by the next tap: {escape(shortened(spanned))}[/]")
         coarsest = max(report.taps, key=lambda result: len(result.spans))
         if coarsest.spans and coarsest.detectable is not None:
             console.print(
@@ -114,6 +119,15 @@ def reach_sentences(reach: dict[str, Any], most: int = LISTED) -> Iterable[str]:
 def _listed(names: list[str], most: int) -> str:
     more = len(names) - most
     return ", ".join(names[:most]) + (f" and {more} more" if more > 0 else "")
+
+
+def _print_not_checked(report: Report, console: Console) -> None:
+    count = len(report.not_supplied) + sum(not result.tap.startswith("weights.") for result in report.taps)
+    console.print(
+        f"[bold yellow]not checked: {len(report.not_checked)} of {count} steps[/], since no tap handed over is "
+        f"computed from them: {escape(shortened(report.not_checked))}",
+        highlight=False,
+    )
 
 
 def _print_divergence(report: Report, first: TapResult, console: Console) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from assay.golden.backends import open_backend
-from assay.golden.check import check
+from assay.golden.check import check, finite
 from assay.golden.coverage import shown_by
 from assay.golden.errors import GoldenError
 from assay.golden.mistakes import CATALOGUE
@@ -91,7 +91,7 @@ def selftest(
         "named": named,
         "named_alone": sum(row.named and not row.ambiguous_with for row in rows),
         "clean": _clean(golden, checkpoint, profile, names),
-        "rows": [asdict(row) for row in rows],
+        "rows": [finite(asdict(row)) for row in rows],
         "hidden": [mistake.id for mistake in acting if mistake.id not in prompts],
         "without_injection": sorted(id for id in prompts if id not in INJECTIONS),
     }

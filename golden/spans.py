@@ -48,6 +48,12 @@ def spanned(name: str, config: Config, taps: Collection[str]) -> list[str]:
     return [tap for tap in table if tap in found and not table[tap].heavy]
 
 
+def unchecked(config: Config, taps: Collection[str]) -> list[str]:
+    """The taps whose steps no comparison covers: they were not supplied, and nothing supplied is computed from them."""
+    covered = {*taps, *(step for name in taps for step in spanned(name, config, taps))}
+    return [name for name, spec in tap_table(config).items() if name not in covered and not spec.heavy]
+
+
 def _inputs(name: str, config: Config) -> list[str]:
     prefix, _, kind = name.rpartition(".")
     layer = int(prefix.split(".")[1]) if prefix else config.num_hidden_layers

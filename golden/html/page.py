@@ -54,6 +54,7 @@ def page_of(report: Report, details: Mapping[str, dict[str, Any]], about: Mappin
         meaning={kind: spec.meaning for kind, spec in SPECS.items()},
         structure=[] if report.structure is None else list(structure_lines(report.structure, report.cause is not None)),
         not_supplied=shortened(report.not_supplied),
+        not_checked=shortened(report.not_checked),
         reach=[] if report.reach is None else list(reach_sentences(report.reach, most=len(CATALOGUE))),
         coarsest=max(found["taps"], key=lambda row: len(row["spans"]), default=None),
         out_of_allowance=sum(result.verdict == "diverges" for result in report.taps),

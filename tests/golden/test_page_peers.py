@@ -257,5 +257,5 @@ def test_every_tap_can_be_drawn(page):
 def test_a_dump_of_logits_alone(page):
     assert page.text("h1") == "Matches"
     assert page.shown == "logits"
-    assert "judged together with embed; layers 0 to 2: attn_norm, q, k, v, " in page.text("#tapfigures")
+    assert "embed; layers 0 to 2: attn_norm, q, k, v, " in page.text("#tapfigures")
     assert page.js("document.querySelectorAll('#maps canvas').length") == 1

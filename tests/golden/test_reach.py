@@ -87,7 +87,7 @@ def test_what_there_is_no_time_for_is_said() -> None:
 
 
 def test_the_text_names_what_hides_and_what_is_alike() -> None:
-    taps = {name: a for name, a in taps_with({}, dtype=np.float32).items() if name.endswith("block_out")}
+    taps = {name: a for name, a in taps_with({}, dtype=np.float32).items() if name.endswith(("block_out", "logits"))}
     text = text_of(report_of(taps, "float32", reach_seconds=60))
     assert "Too small to show here: gate-clamped-both-ways, positions-from-one." in text
     assert "Not to be told apart here: gate-up-swapped = gate-up-weights-swapped" in text
@@ -98,3 +98,20 @@ def test_the_self_test_of_fewer_taps_finds_what_shows() -> None:
     result = selftest(opened(GPT_OSS), only=some, taps=BLOCKS)
     assert (result["clean"], result["found"], result["right_tap"], result["named"]) == ("match", 3, 3, 3)
     assert {row["tap"] for row in result["rows"]} == {"layers.0.block_out"}
+
+
+def test_what_nothing_comes_after_is_not_checked_and_said_so() -> None:
+    taps = {name: a for name, a in taps_with({}, dtype=np.float32).items() if name in ("embed", "layers.0.attn_norm")}
+    report = report_of(taps, "float32", reach_seconds=60)
+    assert report.verdict == "match"
+    assert set(report.not_checked) == set(report.not_supplied)
+    assert {"logits", "layers.0.q", "layers.1.attn_norm"} <= set(report.not_checked)
+    assert report.reach["shows"]
+    assert {"sinks-missing", "yarn-ramp-rounded"} <= set(report.reach["hides"])
+    assert "not checked: 58 of 60 steps, since no tap handed over is computed from them: " in text_of(report)
+    assert "spanned by the next tap" not in text_of(report)
+
+
+def test_what_a_later_tap_is_computed_from_is_checked() -> None:
+    report = report_of({"logits": taps_with({}, dtype=np.float32)["logits"]}, "float32")
+    assert (report.not_checked, len(report.not_supplied)) == ([], 59)
