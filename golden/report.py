@@ -106,7 +106,7 @@ def reach_sentences(reach: dict[str, Any], most: int = LISTED) -> Iterable[str]:
     if tried:
         yield f"Of {tried} known mistakes in steps without a tap of their own {len(reach['shows'])} would show."
     if hides:
-        yield f"Too small to show here: {_listed(hides, most)}."
+        yield f"May not show here: {_listed(hides, most)}."
     if alike:
         yield f"Not to be told apart here: {_listed([' = '.join(group) for group in alike], most)}."
     if not_tried:

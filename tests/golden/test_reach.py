@@ -89,7 +89,7 @@ def test_what_there_is_no_time_for_is_said() -> None:
 def test_the_text_names_what_hides_and_what_is_alike() -> None:
     taps = {name: a for name, a in taps_with({}, dtype=np.float32).items() if name.endswith(("block_out", "logits"))}
     text = text_of(report_of(taps, "float32", reach_seconds=60))
-    assert "Too small to show here: gate-clamped-both-ways, positions-from-one." in text
+    assert "May not show here: gate-clamped-both-ways, positions-from-one." in text
     assert "Not to be told apart here: gate-up-swapped = gate-up-weights-swapped" in text
 
 
