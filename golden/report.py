@@ -1,5 +1,6 @@
 """The report of a check in the terminal."""
 
+import itertools
 from collections.abc import Iterable
 from typing import Any
 
@@ -125,7 +126,7 @@ def _print_not_checked(report: Report, console: Console) -> None:
     count = len(report.not_supplied) + sum(not result.tap.startswith("weights.") for result in report.taps)
     console.print(
         f"[bold yellow]not checked: {len(report.not_checked)} of {count} steps[/], since no tap handed over is "
-        f"computed from them: {escape(shortened(report.not_checked))}",
+        f"computed from them: {escape(by_layers(report.not_checked))}",
         highlight=False,
     )
 
@@ -244,3 +245,20 @@ def shortened(names: list[str]) -> str:
         name if not name.startswith("layers.") else f"layers.*.{name.rsplit('.', 1)[-1]}" for name in names
     )
     return ", ".join(kinds)
+
+
+def by_layers(names: list[str]) -> str:
+    """Tap names, those of a layer together, and neighbouring layers that have the same ones."""
+    groups: list[tuple[int | None, int | None, list[str]]] = []  # first and last layer, kinds
+    for layer, found in itertools.groupby(names, lambda name: name.split(".")[1] if "." in name else None):
+        kinds = [name.rsplit(".", 1)[-1] for name in found]
+        i = None if layer is None else int(layer)
+        if groups and i is not None and groups[-1][1] == i - 1 and groups[-1][2] == kinds:
+            groups[-1] = groups[-1][0], i, kinds
+        else:
+            groups.append((i, i, kinds))
+    return "; ".join(f"{_layers(first, last)}{', '.join(kinds)}" for first, last, kinds in groups)
+
+
+def _layers(first: int | None, last: int | None) -> str:
+    return "" if first is None else f"layer {first}: " if first == last else f"layers {first} to {last}: "

@@ -109,6 +109,9 @@ def test_what_nothing_comes_after_is_not_checked_and_said_so() -> None:
     assert report.reach["shows"]
     assert {"sinks-missing", "yarn-ramp-rounded"} <= set(report.reach["hides"])
     assert "not checked: 58 of 60 steps, since no tap handed over is computed from them: " in text_of(report)
+    assert "layer 0: q, k, v, q_rope" in text_of(report)
+    assert "layers 1 to 2: attn_norm, q, k, v, q_rope" in text_of(report)
+    assert "block_out; final_norm, logits" in text_of(report)
     assert "spanned by the next tap" not in text_of(report)
 
 
