@@ -35,7 +35,10 @@ def generate(
     backend: Annotated[str, typer.Option(help="reference, cpu or metal.")] = "cpu",
     mode: Annotated[
         str | None,
-        typer.Option(help="Numerics: exact or q8 (int8 inputs, faster) of cpu, float32 or bfloat16 of metal."),
+        typer.Option(
+            help="Numerics: exact or q8 (int8 inputs, faster) of cpu, exact-f16 or q8-f16 with keys and values in "
+            "float16 (half the memory); float32 or bfloat16 of metal."
+        ),
     ] = None,
     threads: Annotated[int | None, typer.Option(min=1, help="Threads of cpu; default: one a core.")] = None,
     guess: Annotated[
@@ -73,11 +76,11 @@ def generate(
         )
     mode = _mode(backend, mode)
     limit = min(max_tokens, room)
-    require_memory(checkpoint.config, len(ids) + limit)
+    require_memory(checkpoint.config, len(ids) + limit, mode if backend == "cpu" else "exact")
     guesses = Guesses()
     if guess:
         require_lossless(checkpoint.config, backend, mode, sampling)
-        chosen = _guessing(checkpoint, threads, ids, limit, guess, guesses)
+        chosen = _guessing(checkpoint, mode, threads, ids, limit, guess, guesses)
     else:
         chosen = _continuation(checkpoint, backend, mode, threads, ids, limit, sampling)
     started = time.perf_counter()
@@ -123,13 +126,14 @@ def _chat_tokens(checkpoint: "Checkpoint", chat: str, prompt: str | None, tokens
     return chat_tokens(checkpoint, [{"role": "user", "content": utf8("--chat", chat)}])
 
 
-def require_memory(config: "Config", length: int) -> None:
-    """Refuse a cache that the machine's memory cannot hold; asked before the weights are read."""
+def require_memory(config: "Config", length: int, mode: str) -> None:
+    """Refuse a cache of a mode of the CPU path that the machine's memory cannot hold; asked before weights are read."""
     from assay.cli.shared import free_memory
-    from assay.fast.engine import cache_bytes
+    from assay.fast.engine import cache_bytes, products_and_cache
     from assay.loaders import CheckpointError
 
-    needed, free = cache_bytes(config, length), free_memory()
+    _, dtype = products_and_cache(mode)
+    needed, free = cache_bytes(config, length, dtype), free_memory()
     if needed > free:
         raise CheckpointError(
             f"the keys and values of {length} tokens do not fit into memory",
@@ -145,7 +149,7 @@ def require_lossless(config: "Config", backend: str, mode: str, sampling: "Sampl
     from assay.reference.config import LongRopeScaling
 
     why = None
-    if (backend, mode) != ("cpu", "exact"):
+    if backend != "cpu" or mode not in ("exact", "exact-f16"):
         why = f"logits of {backend} {mode}".rstrip() + " may depend on how tokens are cut into chunks"
     elif sampling.temperature != 0 or sampling.repetition_penalty != 1:
         why = "only greedy tokens can be guessed: temperature 0 and no repetition penalty"
@@ -158,13 +162,13 @@ def require_lossless(config: "Config", backend: str, mode: str, sampling: "Sampl
 
 
 def _guessing(
-    checkpoint: "Checkpoint", threads: int | None, ids: list[int], limit: int, most: int, guesses: "Guesses"
+    checkpoint: "Checkpoint", mode: str, threads: int | None, ids: list[int], limit: int, most: int, guesses: "Guesses"
 ) -> Iterator[int]:
-    """What `_continuation` gives, greedy in mode exact, with guesses."""
+    """What `_continuation` gives, greedy in an exact mode, with guesses."""
     from assay.fast.cpu.batch import forward_batch, forward_some
     from assay.fast.speculate import speculate
 
-    engine = _cpu_model(checkpoint, "exact", threads)
+    engine = _cpu_model(checkpoint, mode, threads)
     cache = engine.new_cache()
     return speculate(
         lambda new: forward_batch(engine, [new], [cache]),
@@ -178,19 +182,20 @@ def _guessing(
 
 
 PROMPT_PIECE = 512  # tokens of a prompt that the cpu backend takes at a time: what is between its layers stays small
-MODES = {"reference": (), "cpu": ("exact", "q8"), "metal": ("float32", "bfloat16")}  # the first is the default
 
 
 def _mode(backend: str, mode: str | None) -> str:
-    """The backend's mode: the one asked for, or its default; empty where it has none."""
+    """The backend's mode: the one asked for, or its default, the first; empty where it has none."""
+    from assay.fast.engine import CPU_MODES
     from assay.loaders import CheckpointError
 
-    if backend not in MODES:
+    modes = {"reference": (), "cpu": CPU_MODES, "metal": ("float32", "bfloat16")}
+    if backend not in modes:
         raise CheckpointError(f"cannot generate with backend {backend!r}", expected="reference, cpu or metal")
-    if mode is not None and mode not in MODES[backend]:
-        known = ", ".join(MODES[backend]) or "none: it computes in float64"
+    if mode is not None and mode not in modes[backend]:
+        known = ", ".join(modes[backend]) or "none: it computes in float64"
         raise CheckpointError(f"backend {backend!r} has no mode {mode!r}", expected=known)
-    return mode or next(iter(MODES[backend]), "")
+    return mode or next(iter(modes[backend]), "")
 
 
 def _continuation(

@@ -45,7 +45,22 @@ class Engine(Protocol[OwnCache]):
         ...
 
 
-def cache_bytes(config: Config, length: int) -> int:
-    """Bytes of the float32 keys and values of one sequence; a windowed layer keeps as many positions as its window."""
+# the CPU path's numerics: products in float32 or with inputs rounded to int8; f16: keys and values in float16
+CPU_MODES = ("exact", "q8", "exact-f16", "q8-f16")
+
+
+def products_and_cache(mode: str) -> tuple[str, np.dtype]:
+    """What a mode of the CPU path says of the products, `exact` or `q8`, and of the dtype of keys and values.
+
+    Raises ValueError for an unknown mode.
+    """
+    if mode not in CPU_MODES:
+        raise ValueError(f"unknown mode {mode!r}: expected one of {', '.join(CPU_MODES)}")
+    products, _, cache = mode.partition("-")
+    return products, np.dtype(np.float16 if cache else np.float32)
+
+
+def cache_bytes(config: Config, length: int, dtype: np.dtype) -> int:
+    """Bytes of the keys and values of one sequence; a windowed layer keeps as many positions as its window."""
     held = sum(min(length, config.window(i) or length) for i in range(config.num_hidden_layers))
-    return held * config.num_key_value_heads * config.head_dim * 2 * 4
+    return held * config.num_key_value_heads * config.head_dim * 2 * dtype.itemsize

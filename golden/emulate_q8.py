@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from assay.fast.quantised import BLOCK, input_block
-from assay.golden.emulation import Emulation
+from assay.golden.emulation import Emulation, Float16Cache
 from assay.reference.config import Config
 from assay.reference.model import Model
 from assay.reference.precision import round_q8, round_q8_K
@@ -43,3 +43,7 @@ class Q8(Emulation):
 
     def __init__(self, model: Model[Config]):
         super().__init__(_QuantisedInputs(model.config, model.tensors, model.dtype))
+
+
+class Q8Float16Cache(Q8, Float16Cache):
+    """The same with a float16 cache."""

@@ -10,6 +10,7 @@ from collections.abc import Callable
 
 import numpy as np
 
+from assay.golden.rounding import to_float16
 from assay.reference.config import Config
 from assay.reference.model import Model
 from assay.reference.ops import attention_mask
@@ -49,6 +50,14 @@ class Emulation:
     def mask_TS(self, layer: int) -> np.ndarray:
         """Who sees whom in a layer, bool [T,S]."""
         return attention_mask(self.position_T, np.arange(self.position_T[-1] + 1), self.config.window(layer))
+
+
+class Float16Cache(Emulation):
+    """Keys (after RoPE) and values rounded to float16 where they enter the cache, and nothing else."""
+
+    def handed_on(self, name: str, array: np.ndarray) -> np.ndarray:
+        array = to_float16(array) if split_name(name)[1] in ("k_rope", "v") else array
+        return super().handed_on(name, array)
 
 
 def split_name(name: str) -> tuple[int, str]:

@@ -14,8 +14,8 @@ from assay.golden.emulate_bfloat16 import TransformersBfloat16
 from assay.golden.emulate_llamacpp import LlamaCpp, LlamaCppFloat32
 from assay.golden.emulate_mlx import MetalOnCpu, MlxLmBfloat16, MlxLmFloat32, MlxLmOnGpuBfloat16
 from assay.golden.emulate_openai import OpenAiMetal, OpenAiTorchBfloat16
-from assay.golden.emulate_q8 import Q8
-from assay.golden.emulation import Emulation
+from assay.golden.emulate_q8 import Q8, Q8Float16Cache
+from assay.golden.emulation import Emulation, Float16Cache
 from assay.golden.errors import GoldenError
 from assay.golden.rounding import round_mantissa
 
@@ -68,6 +68,23 @@ PROFILES = {
             emulation=Q8,
             rounds="inputs of products with quantised weights to int8, by blocks",
             sources=("assay fast/quantised.py", "ggml-quants.c quantize_row_q8_0"),
+        ),
+        Profile(
+            "float32-f16-cache",
+            _FLOAT32,
+            23,
+            emulation=Float16Cache,
+            rounds="keys after the rotation and values to float16",
+            sources=("assay fast/cpu/cache.py",),
+        ),
+        Profile(
+            "q8-f16-cache",
+            _FLOAT32,
+            23,
+            emulation=Q8Float16Cache,
+            rounds="inputs of products with quantised weights to int8, by blocks; keys after the rotation and values "
+            "to float16",
+            sources=("assay fast/quantised.py, fast/cpu/cache.py", "ggml-quants.c quantize_row_q8_0"),
         ),
         Profile(
             "transformers-float32",

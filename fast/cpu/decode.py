@@ -48,9 +48,33 @@ def half_to_float(code):
 
 
 @leaf
+def float_to_half(x):
+    """The 16 bits of x as a float16, to nearest even, infinity from 65520 on; twin of NumPy's `astype`."""
+    bits = np.float32(x).view(np.uint32)
+    sign, magnitude = bits >> np.uint32(16) & np.uint32(0x8000), bits & np.uint32(0x7FFFFFFF)
+    if magnitude > np.uint32(0x7F800000):
+        return np.uint16(sign | np.uint32(0x7E00))  # NaN
+    if magnitude >= np.uint32(0x477FF000):
+        return np.uint16(sign | np.uint32(0x7C00))
+    if magnitude < np.uint32(0x38800000):  # beside 0.5 the last bit of a float32 counts 2^-24, as a subnormal's here
+        return np.uint16(sign | (float_of_bits(magnitude) + np.float32(0.5)).view(np.uint32) - ONE_HALF)
+    odd = magnitude >> np.uint32(13) & np.uint32(1)
+    return np.uint16(sign | (magnitude - np.uint32(0x38000000) + np.uint32(0xFFF) + odd) >> np.uint32(13))
+
+
+@leaf
 def half_at(block, offset):
     """The little-endian float16 at a byte offset; twin of `ggml._float16`."""
     return half_to_float(np.uint32(block[offset]) | np.uint32(block[offset + 1]) << np.uint32(8))
+
+
+@leaf
+def float_at(data, offset):
+    """The little-endian float32 at a byte offset."""
+    bits = np.uint32(data[offset]) | np.uint32(data[offset + 1]) << np.uint32(8)
+    return float_of_bits(
+        bits | np.uint32(data[offset + 2]) << np.uint32(16) | np.uint32(data[offset + 3]) << np.uint32(24)
+    )
 
 
 @leaf

@@ -13,25 +13,25 @@ from assay.fast.cpu.ops import apply_rope, clamped_swiglu, expert_weights, rms_n
 from assay.fast.cpu.rope import rotary_tables
 from assay.fast.cpu.token import TokenPass, shown
 from assay.fast.cpu.weights import Layer, cast_weights, project
-from assay.fast.engine import Observer, unobserved
+from assay.fast.engine import Observer, products_and_cache, unobserved
 from assay.fast.inputs import checked_tokens
 from assay.reference.config import Config, GptOssConfig
 from assay.reference.weights import Tensor
 
 Tables = tuple[np.ndarray, np.ndarray]
-MODES = ("exact", "q8")
 KeyValue = tuple[np.ndarray, np.ndarray]
 Show = Callable[[str, np.ndarray], np.ndarray]
 
 
 class CpuModel:
-    """A model in float32: activations, sums, and keys and values; weights stay encoded.
+    """A model in float32: activations and sums; weights stay encoded.
 
     In mode `exact`, each output is computed alike whatever else is in the chunk and however many threads there
     are, so that any chunking gives the same bits (with LongRoPE: within the original context, where the factors
     do not change on the way). Mode `q8` rounds the inputs of products with quantised weights to int8, as ggml
-    does; results depend on the chunks' lengths in the last bits. `threads` None leaves Numba's own setting.
-    `notices` says which weights could not stay encoded.
+    does; results depend on the chunks' lengths in the last bits. Keys and values are kept in float32, in modes
+    `exact-f16` and `q8-f16` in float16: half the memory, rounded as in llama.cpp's cache. `threads` None leaves
+    Numba's own setting. `notices` says which weights could not stay encoded.
     """
 
     def __init__(
@@ -41,17 +41,16 @@ class CpuModel:
 
         Raises ValueError for an unknown mode.
         """
-        if mode not in MODES:
-            raise ValueError(f"unknown mode {mode!r}: expected one of {', '.join(MODES)}")
+        products, self.cache_dtype = products_and_cache(mode)
         self.config = config
         self.threads = threads
-        self._weights = cast_weights(config, tensors, mode)
+        self._weights = cast_weights(config, tensors, products)
         self._token = TokenPass(config, self._weights, threads or jit.get_num_threads())
         self.notices = self._weights.notices
 
     def new_cache(self) -> CpuCache:
         """An empty cache for one sequence."""
-        return CpuCache(self.config)
+        return CpuCache(self.config, self.cache_dtype)
 
     def forward(self, tokens: np.ndarray, *, cache: CpuCache | None = None, tap: Observer | None = None) -> np.ndarray:
         """Logits, float32 [T,V], of T tokens that follow those in the cache, which grows by them.

@@ -113,6 +113,7 @@ def _array_at(dtype: types.Type, readonly: bool) -> Any:
 
 bytes_at = _array_at(types.uint8, readonly=True)
 codes_at = _array_at(types.uint8, readonly=False)
+halfwords_at = _array_at(types.uint16, readonly=False)
 int32s_at = _array_at(types.int32, readonly=False)
 int64s_at = _array_at(types.int64, readonly=False)
 floats_at = _array_at(types.float32, readonly=False)

@@ -47,7 +47,7 @@ MODEL = np.dtype(
         ("limit", np.float32),
     ]
 )
-PAST = np.dtype([(name, np.int64) for name in ("k", "v", "blocks", "window")])
+PAST = np.dtype([(name, np.int64) for name in ("k", "v", "blocks", "window", "half")])
 PANELS = np.dtype([(part + field, np.int64) for part in Panels._fields for field in ("", "_size")])
 
 
@@ -116,9 +116,9 @@ def model_record(config: Config, weights: Weights) -> np.ndarray:
     record["H"], record["K"] = config.num_attention_heads, config.num_key_value_heads
     record["C"], record["A"], record["N"] = config.head_dim, 1, 0
     vector, place = np.zeros(1, np.float32), np.int64(0)
-    slots = empty_slots(1, 1, 1)
+    slots = empty_slots(1, 1, 1, np.dtype(np.float32))
     record["decode_row"] = address_of(decode_row, (weights.embed, place, vector))
-    record["attend_one"] = address_of(attend_one, (vector, slots.k, slots.v, *[place] * 4, np.float32(0), vector))
+    record["attend_one"] = address_of(attend_one, (vector, slots.in_bytes(), *[place] * 4, np.float32(0), vector))
     if isinstance(config, GptOssConfig):
         record["A"], record["N"] = config.num_experts_per_tok, config.num_local_experts
         record["alpha"], record["limit"] = config.swiglu_alpha, config.swiglu_limit
@@ -134,7 +134,9 @@ def past_records(cache: CpuCache) -> np.ndarray:
     """Where each layer's slots lie now; the cache must outlive them and not grow."""
     records = np.zeros(len(cache.layers), PAST)
     for i, layer in enumerate(cache.layers):
-        records[i] = (address(layer.slots.k), address(layer.slots.v), len(layer.slots.k), layer.window)
+        slots = layer.slots
+        half = slots.v.dtype == np.float16
+        records[i] = (address(slots.k), address(slots.v), len(slots.k), layer.window, half)
     return records
 
 

@@ -9,10 +9,21 @@ from typing import NamedTuple
 
 import numpy as np
 
-from assay.fast.cpu.cache import LANES, CpuCache
+from assay.fast.cpu.cache import LANES, CpuCache, Slots
+from assay.fast.cpu.decode import float_to_half
 from assay.fast.cpu.jit import CHECKED, address_of, get_num_threads, kernel, leaf, parallel_kernel, prange
 from assay.fast.cpu.ops import choose, clamped_swiglu_of, norm_row, rope_head, swiglu_of, weigh, weighted_row
-from assay.fast.cpu.phases import call_at, finish, floats_at, int64s_at, new_counters, take, wait
+from assay.fast.cpu.phases import (
+    call_at,
+    codes_at,
+    finish,
+    floats_at,
+    halfwords_at,
+    int64s_at,
+    new_counters,
+    take,
+    wait,
+)
 from assay.fast.cpu.quantise import NO_ROWS, Panels, empty_columns
 from assay.fast.cpu.records import (
     PANELS,
@@ -94,12 +105,19 @@ def queries_keys_values(layer, first, last, x, inputs, q, k, v):
     project(layer.v, np.int64(0), max(first - Q - K, 0), last - Q - K, x, inputs, layer.v.column, v)
 
 
-@kernel
-def slots_of(past, K, C):
-    """A layer's keys [B,K,C,16] and values [16 B,K,C]."""
+@leaf
+def keep(past, K, C, slot, h, key, value):
+    """One head's key and value to their slot."""
     n = past.blocks * LANES * K * C
-    keys = floats_at(past.k, n).reshape((past.blocks, K, C, LANES))
-    return keys, floats_at(past.v, n).reshape((past.blocks * LANES, K, C))
+    k_at, v_at = ((slot // LANES * K + h) * C) * LANES + slot % LANES, (slot * K + h) * C
+    if past.half:
+        half_keys, half_values = halfwords_at(past.k, n), halfwords_at(past.v, n)
+        for c in range(C):
+            half_keys[k_at + c * LANES], half_values[v_at + c] = float_to_half(key[c]), float_to_half(value[c])
+    else:
+        keys, values = floats_at(past.k, n), floats_at(past.v, n)
+        for c in range(C):
+            keys[k_at + c * LANES], values[v_at + c] = key[c], value[c]
 
 
 @leaf
@@ -108,25 +126,23 @@ def turn_and_keep(model, past, position, cos, sin, q, k, v, q_rope, k_rope):
     K, C = model.K, model.C
     for h in range(model.H):
         rope_head(q[h * C : (h + 1) * C], cos, sin, q_rope[h * C : (h + 1) * C])
-    keys, values = slots_of(past, K, C)
-    slot = position % len(values)
     for h in range(K):
-        rope_head(k[h * C : (h + 1) * C], cos, sin, k_rope[h * C : (h + 1) * C])
-        for c in range(C):
-            keys[slot // LANES, h, c, slot % LANES] = k_rope[h * C + c]
-            values[slot, h, c] = v[h * C + c]
+        part = slice(h * C, (h + 1) * C)
+        rope_head(k[part], cos, sin, k_rope[part])
+        keep(past, K, C, position % (past.blocks * LANES), h, k_rope[part], v[part])
 
 
 @kernel
 def attend_head(model, layer, past, position, h, q_rope, heads):
     """One query head over what the cache holds, the token itself included."""
     K, C = model.K, model.C
-    keys, values = slots_of(past, K, C)
+    n = past.blocks * LANES * K * C * (2 if past.half else 4)
+    slots = Slots(codes_at(past.k, n), codes_at(past.v, n), past.blocks, K, past.half != 0)
     sink = floats_at(layer.sinks, model.H)[h]
     first = max(np.int64(0), position + 1 - past.window)  # the window counts the query's own position
     q_C, out_C = q_rope[h * C : (h + 1) * C], heads[h * C : (h + 1) * C]
     head = h // (model.H // K)
-    call_at(model.attend_one, (q_C, keys, values, np.int64(0), first, position, head, sink, out_C))
+    call_at(model.attend_one, (q_C, slots, np.int64(0), first, position, head, sink, out_C))
 
 
 @kernel

@@ -7,6 +7,7 @@ from typing import Protocol
 
 import numpy as np
 
+from assay.fast.engine import CPU_MODES
 from assay.golden.errors import GoldenError
 from assay.loaders.checkpoint import Checkpoint
 
@@ -43,7 +44,7 @@ class _Known:
 
 KNOWN = {
     "reference": _Known("assay.golden.backends.reference", ("float64", "float32")),
-    "cpu": _Known("assay.golden.backends.cpu", ("exact", "q8")),
+    "cpu": _Known("assay.golden.backends.cpu", CPU_MODES),
     "metal": _Known("assay.golden.backends.metal", ("float32", "bfloat16"), "pip install 'assay[metal]'"),
     # its own dependencies hold MLX's library on macOS only
     "mlx-lm": _Known("assay.golden.backends.mlx_lm", ("float32", "bfloat16"), "pip install 'assay[metal,peers]'"),

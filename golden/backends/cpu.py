@@ -11,18 +11,21 @@ from assay.golden.backends import Progress
 from assay.golden.backends.engines import run_engine
 from assay.loaders.checkpoint import Checkpoint
 
+PROFILES = {"exact": "float32", "q8": "q8", "exact-f16": "float32-f16-cache", "q8-f16": "q8-f16-cache"}
+
 
 class CpuBackend:
     """`assay.fast.cpu` over a checkpoint's weights.
 
-    Mode `exact` computes in float32 throughout; `q8` rounds the inputs of products with quantised weights to int8.
+    Mode `exact` computes in float32 throughout; `q8` rounds the inputs of products with quantised weights to int8;
+    `exact-f16` and `q8-f16` keep keys and values in float16.
     """
 
     name = "cpu"
 
     def __init__(self, checkpoint: Checkpoint, mode: str):
         self.versions = {"numba": numba.__version__, "numpy": np.__version__}
-        self.profile = {"exact": "float32", "q8": "q8"}[mode]
+        self.profile = PROFILES[mode]
         self.model = CpuModel(checkpoint.config, checkpoint.tensors, mode=mode)
         for notice in self.model.notices:
             print(f"assay: cpu: {notice}", file=sys.stderr)

@@ -46,6 +46,18 @@ def test_a_right_backend_is_status_0(folder, mode):
     assert "routing: 0 of 120 choices" in result.text
 
 
+@pytest.mark.parametrize("mode", ["exact-f16", "q8-f16"])
+def test_a_float16_cache_is_no_fault(folder, mode):
+    """Under the profile that its mode names; under that of a float32 cache attention's output is what is off."""
+    golden, products = folder / "g.safetensors", mode.removesuffix("-f16").replace("exact", "float32")
+    result = run("check", golden, "--backend", "cpu", "--mode", mode)
+    assert result.status == 0, result.text
+    assert f"match cpu, judged by the noise of {products}-f16-cache" in result.text
+    wrong = run("check", golden, "--backend", "cpu", "--mode", mode, "--profile", products)
+    assert wrong.status == 1
+    assert "layers.0.attn_heads" in wrong.text
+
+
 def test_the_checkpoint_is_found_from_another_folder(folder, tmp_path, monkeypatch):
     golden = load_golden(folder / "g.safetensors")
     assert golden.provenance.checkpoint == "model"

@@ -144,8 +144,10 @@ def test_a_cache_that_memory_cannot_hold(monkeypatch):
 def test_the_size_of_a_cache():
     """gpt-oss-20b's, counted by hand: 12 layers of 128 positions at the most, 12 of all, 8 heads of 64, two float32."""
     config = find_shape("gpt-oss-20b").config
-    assert cache_bytes(config, 100) == 24 * 100 * 8 * 64 * 2 * 4
-    assert cache_bytes(config, 131072) == (12 * 128 + 12 * 131072) * 8 * 64 * 2 * 4
+    float32, float16 = np.dtype(np.float32), np.dtype(np.float16)
+    assert cache_bytes(config, 100, float32) == 24 * 100 * 8 * 64 * 2 * 4
+    assert cache_bytes(config, 131072, float32) == (12 * 128 + 12 * 131072) * 8 * 64 * 2 * 4
+    assert cache_bytes(config, 131072, float16) == (12 * 128 + 12 * 131072) * 8 * 64 * 2 * 2
 
 
 def test_tokens_from_a_file_and_other_containers(tmp_path):

@@ -84,6 +84,13 @@ def test_llama_cpp_rounds_operands_by_the_weights_type_and_the_cache():
     assert without["expert_gate"] == found["expert_gate"]
 
 
+def test_a_float16_cache_rounds_what_attention_reads():
+    plain, found = noise("float32"), noise("float32-f16-cache")
+    assert {tap for tap in found if found[tap] != plain[tap]} == {"attn_heads"}
+    assert 2e-4 < found["attn_heads"] < 1e-3
+    assert noise("q8-f16-cache") == noise("q8") | {"attn_heads": found["attn_heads"]}
+
+
 def test_every_block_format_of_ggml_rounds_its_operands():
     """Also those that gguf-py decodes, whose names here say so; formats of activations are no weights."""
     blocks = {block.name for block in GGML_TYPES.values() if block.elements > 1}

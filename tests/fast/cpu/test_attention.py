@@ -10,6 +10,8 @@ from assay.fast.cpu.cache import LayerCache
 from assay.reference.ops import attention_heads, attention_mask, attention_scores, attention_weights
 from tests.fast.cpu.poison import poisoned
 
+DTYPES = [np.float32, np.float16]
+
 
 def oracle(q, k, v, window, sink):
     """[T,H,C] in float64, all T queries over all T keys."""
@@ -18,9 +20,9 @@ def oracle(q, k, v, window, sink):
     return attention_heads(attention_weights(attention_scores(q, k, mask), mask, sink), v)
 
 
-def in_chunks(q, k, v, window, sink, chunks):
+def in_chunks(q, k, v, window, sink, chunks, dtype=np.float32):
     """[T,H,C] from the kernel, chunk by chunk; slots of the cache that were never written hold NaN."""
-    layer, parts, start = LayerCache(window, *k.shape[1:]), [], 0
+    layer, parts, start = LayerCache(window, *k.shape[1:], np.dtype(dtype)), [], 0
     layer.slots.k.fill(np.nan)
     layer.slots.v.fill(np.nan)
     for T in chunks:
@@ -44,22 +46,55 @@ def assert_float32(got, q, k, v, window, sink):
     np.testing.assert_allclose(got, oracle(q, k, v, window, sink), atol=1e-6)
 
 
+def stored(dtype, *arrays):
+    """What a cache of that dtype holds of some arrays."""
+    with np.errstate(over="ignore"):
+        return [array.astype(dtype).astype(np.float32) for array in arrays]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("sinks", [True, False])
 @pytest.mark.parametrize(("T", "H", "K", "C"), [(1, 1, 1, 2), (2, 6, 2, 20), (5, 4, 4, 7), (40, 8, 1, 32)])
 @pytest.mark.parametrize("window", [None, 1, 5])
-def test_single_pass(T, H, K, C, window, sinks):
+def test_single_pass(T, H, K, C, window, sinks, dtype):
+    """A float16 cache against the oracle on keys and values rounded to float16."""
     q, k, v, sink = inputs(T, H, K, C, sinks=sinks)
-    assert_float32(in_chunks(q, k, v, window, sink, [T]), q, k, v, window, sink)
+    assert_float32(in_chunks(q, k, v, window, sink, [T], dtype), q, *stored(dtype, k, v), window, sink)
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
 @settings(max_examples=40, deadline=None)
 @given(window=st.none() | st.integers(1, 9), chunks=st.lists(st.integers(1, 25), min_size=1, max_size=6))
-def test_any_chunks_across_the_ring(window, chunks):
+def test_any_chunks_across_the_ring(window, chunks, dtype):
     """Chunks longer than the window, wraps, ends on and beside the boundary."""
     q, k, v, sink = inputs(sum(chunks), 4, 2, 8)
-    got = in_chunks(q, k, v, window, sink, chunks)
-    assert_float32(got, q, k, v, window, sink)
-    np.testing.assert_array_equal(got, in_chunks(q, k, v, window, sink, [len(q)]))
+    got = in_chunks(q, k, v, window, sink, chunks, dtype)
+    assert_float32(got, q, *stored(dtype, k, v), window, sink)
+    np.testing.assert_array_equal(got, in_chunks(q, k, v, window, sink, [len(q)], dtype))
+
+
+def test_a_key_beyond_float16_s_range_is_infinity():
+    """NaN comes out where the oracle has it, given a key with an infinity in it; and 65519 is a number still."""
+    q, k, v, sink = inputs(6, 2, 1, 16)
+    k[2, 0, 5] = 65520
+    k16, v16 = stored(np.float16, k, v)
+    assert np.isinf(k16).sum() == 1
+    with np.errstate(invalid="ignore"):
+        want = oracle(q, k16, v16, 3, sink)
+    np.testing.assert_allclose(in_chunks(q, k, v, 3, sink, [6], np.float16), want, atol=1e-6)
+    assert np.isnan(want[2:5]).any()
+    k[2, 0, 5] = 65519
+    assert np.isfinite(in_chunks(q, k, v, 3, sink, [6], np.float16)).all()
+
+
+def test_a_value_beyond_float16_s_range_is_infinity():
+    """For the queries that see it, in its channel; all else as if it were another number."""
+    q, k, v, sink = inputs(6, 2, 1, 16)
+    v[2, 0, 5] = -65520
+    got, others = in_chunks(q, k, v, 3, sink, [6], np.float16), np.arange(16) != 5
+    assert (got[2:5, :, 5] == -np.inf).all()
+    assert np.isfinite(got[[0, 1, 5]]).all()
+    np.testing.assert_array_equal(got[..., others], in_chunks(q, k, v * 0.5, 3, sink, [6], np.float16)[..., others] * 2)
 
 
 @pytest.mark.parametrize("last", [127, 128, 129, 300])

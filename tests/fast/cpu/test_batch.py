@@ -52,6 +52,11 @@ def test_windows_that_the_sequences_cross_at_different_steps(config) -> None:
     assert_batch_is_one_by_one(CpuModel(config, random_model(config, seed=2)), same_bits=True)
 
 
+def test_a_float16_cache() -> None:
+    config = gpt_oss_config()
+    assert_batch_is_one_by_one(CpuModel(config, random_model(config, seed=2), mode="exact-f16"), same_bits=True)
+
+
 def test_q8_agrees_within_its_own_rounding() -> None:
     """Sums are taken in another order for one column than for many, which may turn the rounding of an input."""
     config = gpt_oss_config()

@@ -37,6 +37,22 @@ def test_holds_the_last_positions(window, chunks):
     assert layer.length == sum(chunks)
 
 
+def test_float16_to_nearest_even():
+    """Ties, subnormals and what has no float16; and growth keeps the type."""
+    numbers = np.float32([1 + 2**-11, 1 + 3 * 2**-11, 2**-25, 3 * 2**-25, 65519.99, 65520, -1e30, np.nan])
+    wanted = np.float16([1, 1 + 2**-9, 0, 2**-23, 65504, np.inf, -np.inf, np.nan])
+    layer = LayerCache(None, 1, 8, np.dtype(np.float16))
+    for start in range(0, FIRST_CAPACITY + 1, 13):
+        T = min(13, FIRST_CAPACITY + 1 - start)
+        layer.append(*[np.tile(numbers, (T, 1, 1))] * 2)
+    for array in layer.past():
+        assert array.dtype == np.float16
+        np.testing.assert_array_equal(array, np.tile(wanted, (FIRST_CAPACITY + 1, 1, 1)))
+    slots = layer.slots.in_bytes()
+    assert slots.half
+    assert (slots.v.nbytes, slots.blocks) == (2 * FIRST_CAPACITY * 8 * 2, 2 * FIRST_CAPACITY // 16)
+
+
 def test_keys_of_a_block_stand_side_by_side():
     layer = LayerCache(None, 2, 3)
     layer.append(*keys_values(np.arange(20)))

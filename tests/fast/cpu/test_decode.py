@@ -7,7 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from assay.fast.cpu.decode import decode_rows
+from assay.fast.cpu.decode import decode_rows, float_to_half
+from assay.fast.cpu.jit import CHECKED
 from assay.fast.cpu.rows import encoded_rows
 from assay.reference.formats import (
     BF16,
@@ -139,3 +140,28 @@ def test_rows_are_chosen_by_id(ids):
     values = np.arange(15, dtype=np.float32).reshape(5, 3)
     rows = encoded_rows(Tensor("w", (5, 3), F32, {"values": values}))
     np.testing.assert_array_equal(decode_rows(rows, np.array(ids)), values[ids])
+
+
+@given(bits=st.integers(0, 2**32 - 1))
+@settings(max_examples=2000, deadline=None)
+def test_float_to_half(bits):
+    assert_rounds_to_half(bits)
+
+
+def test_float_to_half_at_every_boundary():
+    """Each float16, the point halfway to the next, and what lies beside the two."""
+    halves = np.arange(0x7C00, dtype=np.uint16).view(np.float16).astype(np.float32)
+    middle = (halves + np.append(halves[1:], np.float32(65536))) / np.float32(2)  # exact
+    for number in np.concatenate((halves, middle)).view(np.uint32)[:: 7 if CHECKED else 1]:
+        for bits in range(max(0, int(number) - 1), int(number) + 2):
+            assert_rounds_to_half(bits)
+            assert_rounds_to_half(bits | 0x80000000)
+
+
+def assert_rounds_to_half(bits):
+    """As NumPy rounds the float32 with these bits."""
+    x = np.uint32(bits).view(np.float32)
+    with np.errstate(all="ignore"):
+        want = x.astype(np.float16)
+    got = np.uint16(float_to_half(x))
+    assert got == want.view(np.uint16) or (np.isnan(want) and np.isnan(got.view(np.float16))), hex(bits)

@@ -62,12 +62,13 @@ def test_random_activations_reach_every_branch(name):
         assert len(np.unique(taps["layers.0.expert_ids"])) > config.num_experts_per_tok
 
 
+@pytest.mark.parametrize("mode", ["exact", "exact-f16"])
 @pytest.mark.parametrize("name", CONFIGS)
 @pytest.mark.parametrize("chunks", [[1] * 40, [7, 8, 9, 16], [5, 5, 1, 29], [3, 37], [39, 1]])
-def test_any_chunking_gives_the_same_bits(name, chunks):
+def test_any_chunking_gives_the_same_bits(name, chunks, mode):
     """Across ring boundaries: chunks shorter and longer than the window, ends on it and beside it."""
     config = CONFIGS[name]
-    model, tokens = CpuModel(config, random_model(config, seed=2)), tokens_of(config, 40)
+    model, tokens = CpuModel(config, random_model(config, seed=2), mode=mode), tokens_of(config, 40)
     (logits, taps), (whole_logits, whole_taps) = traced(model, tokens, chunks), traced(model, tokens, [40])
     np.testing.assert_array_equal(logits, whole_logits)
     for tap, expected in whole_taps.items():
@@ -116,18 +117,45 @@ class RoundingModel(Model):
         return array if self.tensors[name].encoding.name in ("F32", "F16", "BF16") else RoundsItsInput(array)
 
 
-def forced_error(config, tensors, tokens, taps):
-    """The largest error of a tap when the oracle computes it from the engine's own earlier taps."""
+def forced_errors(model, tokens, taps, cache=np.float32):
+    """The error of each tap when the oracle computes it from the engine's own earlier taps, its cache in a dtype."""
     errors = {}
 
     def force(name, array):
         if name not in taps:
             return array
         errors[name] = error(taps[name], array)
-        return taps[name].astype(array.dtype)
+        return taps[name].astype(cache if name.endswith((".k_rope", ".v")) else np.float32).astype(array.dtype)
 
-    forward(RoundingModel(config, tensors), tokens, tap=force)
-    return max(errors.values())
+    forward(model, tokens, tap=force)
+    return errors
+
+
+def forced_error(config, tensors, tokens, taps):
+    """The largest error of a tap of mode q8."""
+    return max(forced_errors(RoundingModel(config, tensors), tokens, taps).values())
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("chunks", [[40], [1] * 40])
+def test_a_float16_cache_is_the_oracle_with_rounded_keys_and_values(name, chunks):
+    """And the rounding is there, in the output of attention alone."""
+    config = CONFIGS[name]
+    tensors, tokens = random_model(config, seed=1), tokens_of(config, 40)
+    _, taps = traced(CpuModel(config, tensors, mode="exact-f16"), tokens, chunks)
+    assert max(forced_errors(Model(config, tensors), tokens, taps, np.float16).values()) < ALLOWANCE
+    without = forced_errors(Model(config, tensors), tokens, taps)
+    assert {tap.split(".")[-1] for tap, error in without.items() if error > ALLOWANCE} == {"attn_heads"}
+
+
+def test_a_float16_cache_grows_and_turns():
+    """Beyond the first capacity, and token by token over the end of a ring."""
+    config = gpt_oss_config(sliding_window=128, layers=2)
+    tensors, tokens = random_model(config, seed=3), tokens_of(config, 300)
+    model = CpuModel(config, tensors, mode="exact-f16")
+    logits, taps = traced(model, tokens, [300])
+    assert max(forced_errors(Model(config, tensors), tokens, taps, np.float16).values()) < ALLOWANCE
+    np.testing.assert_array_equal(traced(model, tokens, [60, *[1] * 140, 100])[0], logits)
 
 
 Q8_ENCODINGS = [
@@ -165,7 +193,7 @@ def test_q8_with_any_number_of_threads():
 
 def test_unknown_mode():
     config = llama_config()
-    with pytest.raises(ValueError, match="unknown mode 'int4': expected one of exact, q8"):
+    with pytest.raises(ValueError, match="unknown mode 'int4': expected one of exact, q8, exact-f16, q8-f16"):
         CpuModel(config, random_model(config, seed=9), mode="int4")
 
 
