@@ -10,7 +10,6 @@ import numpy as np
 from assay.fast.cpu import jit
 from assay.fast.cpu.attention import attend
 from assay.fast.cpu.cache import CpuCache, LayerCache
-from assay.fast.cpu.decode import decode_rows
 from assay.fast.cpu.engine import CpuModel, KeyValue, Tables, dense, mixture_of_experts
 from assay.fast.cpu.groups import one_group
 from assay.fast.cpu.ops import apply_rope, rms_norm
@@ -65,7 +64,7 @@ def _body(
     pieces = [slice(end - len(row), end) for row, end in zip(token_rows, ends, strict=True)]
     each = [rotary_tables(config, cache.length, len(row)) for row, cache in zip(token_rows, caches, strict=True)]
     cos, sin = (np.concatenate(tables) for tables in zip(*each, strict=True))
-    x_PD, fresh = decode_rows(weights.embed, np.concatenate(token_rows)), []
+    x_PD, fresh = weights.embed.decoded(np.concatenate(token_rows)), []
     for i, layer in enumerate(weights.layers):
         x_PD, kv = _block(x_PD, layer, config, (cos, sin), [cache.layers[i] for cache in caches], pieces)
         fresh.append(kv)

@@ -7,7 +7,6 @@ import numpy as np
 from assay.fast.cpu import jit
 from assay.fast.cpu.attention import attend
 from assay.fast.cpu.cache import CpuCache, LayerCache
-from assay.fast.cpu.decode import decode_rows
 from assay.fast.cpu.groups import by_expert, one_group
 from assay.fast.cpu.ops import apply_rope, clamped_swiglu, expert_weights, rms_norm, swiglu, top_k, weighted_sum
 from assay.fast.cpu.rope import rotary_tables
@@ -31,7 +30,7 @@ class CpuModel:
     do not change on the way). Mode `q8` rounds the inputs of products with quantised weights to int8, as ggml
     does; results depend on the chunks' lengths in the last bits. Keys and values are kept in float32, in modes
     `exact-f16` and `q8-f16` in float16: half the memory, rounded as in llama.cpp's cache. `threads` None leaves
-    Numba's own setting. `notices` says which weights could not stay encoded.
+    Numba's own setting. `notices` says which weights no kernel reads.
     """
 
     def __init__(
@@ -45,7 +44,9 @@ class CpuModel:
         self.config = config
         self.threads = threads
         self._weights = cast_weights(config, tensors, products)
-        self._token = TokenPass(config, self._weights, threads or jit.get_num_threads())
+        self._token: TokenPass | None = None
+        if self._weights.in_place:
+            self._token = TokenPass(config, self._weights, threads or jit.get_num_threads())
         self.notices = self._weights.notices
 
     def new_cache(self) -> CpuCache:
@@ -64,13 +65,13 @@ class CpuModel:
             raise ValueError("the cache was made for a model of another configuration")
         token_T = checked_tokens(self.config, tokens, cache.length)
         with jit.threads(self.threads):
-            if in_one_kernel(len(token_T)):
-                return self._one_token(int(token_T[0]), cache, tap or unobserved)
+            if in_one_kernel(len(token_T)) and self._token is not None:
+                return self._one_token(self._token, int(token_T[0]), cache, tap or unobserved)
             return self._forward(token_T, cache, tap or unobserved)
 
-    def _one_token(self, token: int, cache: CpuCache, tap: Observer) -> np.ndarray:
+    def _one_token(self, run: TokenPass, token: int, cache: CpuCache, tap: Observer) -> np.ndarray:
         traced = tap is not unobserved
-        logits_TV, taps = self._token(token, cache, rotary_tables(self.config, cache.length, 1), traced)
+        logits_TV, taps = run(token, cache, rotary_tables(self.config, cache.length, 1), traced)
         if traced:
             show = _showing(tap)
             for name, array in shown(self.config, taps):
@@ -82,7 +83,7 @@ class CpuModel:
     def _forward(self, token_T: np.ndarray, cache: CpuCache, tap: Observer) -> np.ndarray:
         weights, config, show = self._weights, self.config, _showing(tap)
         tables = rotary_tables(config, cache.length, len(token_T))
-        x_TD = show("embed", decode_rows(weights.embed, token_T))
+        x_TD = show("embed", weights.embed.decoded(token_T))
         fresh = []
         for i, layer in enumerate(weights.layers):
             x_TD, kv = block(x_TD, layer, config, tables, cache.layers[i], _showing(tap, f"layers.{i}."))

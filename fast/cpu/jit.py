@@ -60,8 +60,11 @@ def _compiled(function: Callable, **options: Any) -> Callable:
 
 
 def kernel(function: Callable) -> Callable:
-    """Compile a leaf, or a small serial kernel."""
-    return _compiled(function)
+    """Compile a leaf, or a small serial kernel.
+
+    Counting references is asked for in so many words: compiled when a `leaf` first calls it, it would go without.
+    """
+    return _compiled(function, _nrt=True)
 
 
 def inlined(function: Callable) -> Callable:

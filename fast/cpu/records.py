@@ -110,7 +110,7 @@ def layer_records(weights: Weights) -> np.ndarray:
 def model_record(config: Config, weights: Weights) -> np.ndarray:
     """The rest of the model, one record. `weights` must outlive it."""
     record = np.zeros(1, MODEL)
-    record["embed"], record["head"] = _rows(weights.embed), _matrix(weights.head)
+    record["embed"], record["head"] = _rows(weights.embed.rows), _matrix(weights.head)
     record["final_norm"], record["eps"] = address(weights.final_norm), config.rms_norm_eps
     record["D"], record["F"] = config.hidden_size, config.intermediate_size
     record["H"], record["K"] = config.num_attention_heads, config.num_key_value_heads

@@ -12,7 +12,6 @@ from typing import NamedTuple
 import numpy as np
 
 from assay.loaders.errors import CheckpointError
-from assay.reference import formats
 from assay.reference.weights import Tensor
 
 F32, F16, BF16, Q8_0, Q4_0, Q4_1, MXFP4_SPLIT, MXFP4_ADJACENT, AFFINE4, AFFINE8 = range(10)
@@ -54,9 +53,6 @@ BLOCK = {
     Q5_K: (176, 256),
     Q6_K: (210, 256),
 }
-
-
-PIECE = 1 << 22  # elements that `in_float32` decodes at a time
 
 
 class Rows(NamedTuple):
@@ -107,16 +103,10 @@ def has_kernel(tensor: Tensor) -> bool:
     return _known_kind(tensor) is not None
 
 
-def in_float32(tensor: Tensor) -> Tensor:
-    """The tensor decoded by its own encoding, some rows at a time: what is decoded is all that takes memory."""
-    values = np.empty(tensor.shape, np.float32)
-    step = max(1, PIECE * tensor.shape[0] // tensor.size)
-    try:
-        for begin in range(0, tensor.shape[0], step):
-            values[begin : begin + step] = tensor[begin : begin + step].decode()
-    except ValueError:  # the rows of a permuted tensor cannot be chosen before decoding
-        values = tensor.decode()
-    return Tensor(tensor.name, tensor.shape, formats.F32, {"values": values}, tensor.stored_as, tensor.layout)
+def no_rows() -> Rows:
+    """What stands for the rows of a matrix that no kernel reads."""
+    none = np.zeros(0, np.uint8)
+    return Rows(F32, 0, 0, F32, none, 0, 0, none, 0, 0, none, 0, 0)
 
 
 def _known_kind(tensor: Tensor) -> int | None:

@@ -4,12 +4,11 @@ import numpy as np
 import pytest
 
 from assay.fast.cpu.decode import decode_rows
-from assay.fast.cpu.engine import CpuModel
-from assay.fast.cpu.rows import encoded_rows, has_kernel, in_float32
+from assay.fast.cpu.rows import encoded_rows
 from assay.loaders.errors import CheckpointError
-from assay.reference.formats import BF16, F16, F32, MXFP4, Q8_0, AffineGroups
+from assay.reference.formats import BF16, F32, MXFP4, Q8_0, AffineGroups
 from assay.reference.weights import Tensor
-from tests.fast.models import llama_config, quantised_tensor, random_model
+from tests.fast.models import quantised_tensor
 
 
 def decoded(tensor: Tensor) -> np.ndarray:
@@ -93,35 +92,3 @@ def test_refused(tensor, message):
     """Kernels check no bounds: what does not fit must not reach them."""
     with pytest.raises(CheckpointError, match=message):
         encoded_rows(tensor)
-
-
-def affine6(name, shape):
-    """Random codes of six bits, of which no kernel knows."""
-    rng = np.random.default_rng(0)
-    O, I = shape  # noqa: E741
-    scale = rng.uniform(0.002, 0.004, (O, I // 32)).astype(np.float16)
-    parts = {"weight": rng.integers(0, 2**32, (O, I * 6 // 32), dtype=np.uint32), "scales": scale}
-    return Tensor(name, shape, AffineGroups(6, 32, F16), parts | {"biases": -32 * scale})
-
-
-def test_without_a_kernel_rows_are_decoded_piece_by_piece(monkeypatch):
-    tensor = affine6("w", (7, 64))
-    monkeypatch.setattr("assay.fast.cpu.rows.PIECE", 100)  # a row at a time
-    assert not has_kernel(tensor)
-    np.testing.assert_array_equal(decode_rows(encoded_rows(in_float32(tensor)), np.arange(7)), tensor.decode())
-    permuted = Tensor("w", (7, 64), tensor.encoding, {key: part[None] for key, part in tensor.parts.items()})
-    np.testing.assert_array_equal(in_float32(permuted).decode(), tensor.decode())
-
-
-@pytest.mark.parametrize("mode", ["exact", "q8"])
-def test_a_model_with_an_encoding_that_has_no_kernel(mode):
-    """Computes as with the same weights in float32, and says so once for all tensors of the encoding."""
-    config = llama_config()
-    tensors = random_model(config, 1, "F32")
-    plain = dict(tensors)
-    for name in [name for name in tensors if name.endswith("gate_proj.weight")]:
-        tensors[name] = affine6(name, tensors[name].shape)
-        plain[name] = Tensor(name, tensors[name].shape, F32, {"values": tensors[name].decode()})
-    model, tokens = CpuModel(config, tensors, mode=mode), np.array([1, 5, 9, 2, 3])
-    np.testing.assert_array_equal(model.forward(tokens), CpuModel(config, plain, mode=mode).forward(tokens))
-    assert model.notices == ("no kernel for affine6/32: 2 tensors held in float32",)
