@@ -1,18 +1,19 @@
 """Exact products with encoded weights: float32 sums of decoded weights times inputs.
 
-One column at a time, or few: rows of the common encodings are decoded in registers. More: tiles of rows are decoded
-into a scratch and dotted with every input. Both take the sum in the same order, so that the bits are the same.
+A few columns: rows of the common encodings are decoded in registers. More: tiles of rows are decoded into panels, and
+multiplied with panels of columns. Both take the sum in the same order, so that the bits are the same.
 """
 
 import numpy as np
 
-from assay.fast.cpu import simd
+from assay.fast.cpu import panels, simd
 from assay.fast.cpu.decode import decode_row
 from assay.fast.cpu.groups import Groups, one_group
 from assay.fast.cpu.jit import inlined, kernel, leaf, parallel_kernel, prange
 from assay.fast.cpu.rows import BF16, F16, F32, MXFP4_SPLIT, Q4_0, Q4_1, Q8_0, Rows
 
 TILE = 16  # rows decoded at a time: an input vector is read from the cache once for all of them
+SHARES = 8  # of a group's inputs, to be laid out by any thread
 
 
 @leaf
@@ -121,6 +122,14 @@ def plain_row_dot(kind, width, codes, at, x):
 
 
 @leaf
+def in_registers(rows):
+    """Whether `row_dot` does without its scratch."""
+    plain = rows.kind == BF16 or rows.kind == F16 or rows.kind == F32
+    blocks = rows.kind == MXFP4_SPLIT or rows.kind == Q8_0 or rows.kind == Q4_1 or rows.kind == Q4_0
+    return blocks or (plain and rows.columns % 16 == 0)
+
+
+@leaf
 def row_dot(rows, r, x, scratch):
     """`dot` of row r with x; rows that are not decoded in registers are decoded to the scratch, [columns]."""
     kind, at = rows.kind, r * rows.codes_stride
@@ -155,32 +164,142 @@ def registers_rows_times_one(rows, first_row, first, count, x, bias, y, scratch)
         y[r] = row_dot(rows, first_row + r, x, scratch) + bias[r]
 
 
+@inlined
+def lay_out_plain(kind, width, codes, at, columns, to, panel):
+    """`panels.lay_out` of a row of plain elements."""
+    for part in range(panels.PARTS):
+        for v in range(part, columns // 16, panels.PARTS):
+            simd.store_floats(panel, to, plain16(kind, codes, at + 16 * v * width))
+            to += 16 * panels.ROWS
+
+
+@inlined
+def lay_out_blocks(kind, nbytes, codes, at, columns, to, panel):
+    """`panels.lay_out` of a row of blocks: the even ones make parts 0 and 1, the odd ones 2 and 3."""
+    blocks, step = columns // 32, 16 * panels.ROWS
+    for odd in range(2):
+        steps = (blocks - odd + 1) // 2
+        for n in range(steps):
+            low, high = weights32(kind, codes, at + (2 * n + odd) * nbytes)
+            simd.store_floats(panel, to + n * step, low)
+            simd.store_floats(panel, to + (steps + n) * step, high)
+        to += 2 * steps * step
+
+
+@leaf
+def lay_out_row(rows, r, to, panel, scratch):
+    """Row r decoded and laid out; those that are not decoded in registers are decoded to the scratch, [columns]."""
+    kind, at, columns = rows.kind, r * rows.codes_stride, rows.columns
+    if kind == MXFP4_SPLIT:
+        lay_out_blocks(MXFP4_SPLIT, 17, rows.codes, at, columns, to, panel)
+    elif kind == Q8_0:
+        lay_out_blocks(Q8_0, 34, rows.codes, at, columns, to, panel)
+    elif kind == Q4_1:
+        lay_out_blocks(Q4_1, 20, rows.codes, at, columns, to, panel)
+    elif kind == Q4_0:
+        lay_out_blocks(Q4_0, 18, rows.codes, at, columns, to, panel)
+    elif kind == BF16 and columns % 16 == 0:
+        lay_out_plain(BF16, 2, rows.codes, at, columns, to, panel)
+    elif kind == F16 and columns % 16 == 0:
+        lay_out_plain(F16, 2, rows.codes, at, columns, to, panel)
+    elif kind == F32 and columns % 16 == 0:
+        lay_out_plain(F32, 4, rows.codes, at, columns, to, panel)
+    else:
+        decode_row(rows, r, scratch)
+        panels.lay_out(scratch, to, panels.ROWS, 0, panel)
+
+
+@leaf
+def store_totals(totals, x, x_row, y_row, ends, begin, r, bias, y, first):
+    """The results of a panel's rows, from r on, and a panel of columns, from one on: the last elements are added."""
+    I = x.shape[1]  # noqa: E741
+    for row in range(r, min(r + panels.ROWS, y.shape[1] - first)):
+        for p in range(begin, min(begin + panels.COLUMNS, len(x_row))):
+            total = totals[(row - r) * panels.COLUMNS + p - begin]
+            for i in range(I // 16 * 16, I):
+                total += x[x_row[p], i] * ends[row, i % 16]
+            y[y_row[p], first + row] = total + bias[first + row]
+
+
+@leaf
+def rows_times_few(rows, first_row, first, count, x, x_row, bias, y, y_row, scratch):
+    """Outputs first .. first + count of a few products; `first_row` is the matrix's own first row in the stack."""
+    decodes = not in_registers(rows)
+    for r in range(first, first + count):
+        if decodes:
+            decode_row(rows, first_row + r, scratch)
+        for p in range(len(x_row)):
+            x_I = x[x_row[p]]
+            total = dot(x_I, scratch) if decodes else row_dot(rows, first_row + r, x_I, scratch)
+            y[y_row[p], r] = total + bias[r]
+
+
 @kernel
-def linear_tile(rows, first_row, x, x_row, bias, y, y_row, first):
-    """Outputs first .. first + TILE of some products; `first_row` is the matrix's own first row in the stack."""
-    count = min(TILE, y.shape[1] - first)
-    if len(x_row) == 1:
-        rows_times_one(rows, first_row, first, count, x[x_row[0]], bias, y[y_row[0]])
+def linear_tile(rows, first_row, x, x_row, columns_at, columns, bias, y, y_row, first):
+    """Outputs first .. first + TILE of some products; `first_row` is the matrix's own first row in the stack.
+
+    Inputs that are worth it stand in panels too, from place `columns_at` of `columns` on.
+    """
+    count, I, many = min(TILE, y.shape[1] - first), rows.columns, panels.in_panels(len(x_row))  # noqa: E741
+    row, whole, panel = np.empty(I, np.float32), I // 16, 16 * (I // 16) * panels.ROWS
+    if many < len(x_row):
+        rows_times_few(rows, first_row, first, count, x, x_row[many:], bias, y, y_row[many:], row)
+    if many == 0:
         return
-    tile = np.empty((count, rows.columns), np.float32)
-    for r in range(count):
-        decode_row(rows, first_row + first + r, tile[r])
-    for p in range(len(x_row)):
-        x_I, y_O = x[x_row[p]], y[y_row[p]]
-        for r in range(count):
-            y_O[first + r] = dot(x_I, tile[r]) + bias[first + r]
+    tile, ends = np.empty(TILE // panels.ROWS * panel, np.float32), np.empty((TILE, 16), np.float32)
+    for r in range(TILE):  # beyond the last row that again
+        to = r // panels.ROWS * panel + 16 * (r % panels.ROWS)
+        lay_out_row(rows, first_row + first + min(r, count - 1), to, tile, row)
+        for i in range(16 * whole, I):
+            ends[r, i % 16] = row[i]
+    sums = np.empty(TILE * panels.COLUMNS * panels.PARTS * 16, np.float32)
+    totals = np.empty((panels.ROWS * panels.COLUMNS + 15) // 16 * 16, np.float32)
+    for begin in range(0, many, panels.COLUMNS):
+        panels.multiply_panels(tile, TILE // panels.ROWS, columns, columns_at + 16 * whole * begin, whole, sums)
+        for n in range(TILE // panels.ROWS):
+            panels.totals_of_panel(n, sums, totals)
+            store_totals(totals, x, x_row[:many], y_row[:many], ends, begin, n * panels.ROWS, bias, y, first)
+
+
+@kernel
+def group_tile(rows, groups, e, x, columns_at, columns, bias, y, first):
+    """`linear_tile` of one group."""
+    matrix, begin, end = groups.matrix[e], groups.start[e], groups.start[e + 1]
+    x_row, y_row = groups.x_row[begin:end], groups.y_row[begin:end]
+    linear_tile(rows, matrix * y.shape[1], x, x_row, columns_at, columns, bias[matrix], y, y_row, first)
+
+
+@leaf
+def lay_out_group(groups, e, x, columns_at, share, columns):
+    """A share of a group's inputs as panels."""
+    begin, many = groups.start[e], panels.in_panels(groups.start[e + 1] - groups.start[e])
+    x_row = groups.x_row[begin : begin + many]
+    panels.lay_out_columns(x, x_row, x.shape[1] // 16, columns_at, share, SHARES, columns)
+
+
+@kernel
+def places_of_panels(groups, whole):
+    """Where each group's inputs begin among the panels, and where the last one's end: int64 [E+1]."""
+    places = np.zeros(len(groups.start), np.int64)
+    for e in range(len(groups.matrix)):
+        many = panels.in_panels(groups.start[e + 1] - groups.start[e])
+        places[e + 1] = places[e] + 16 * whole * ((many + panels.COLUMNS - 1) // panels.COLUMNS * panels.COLUMNS)
+    return places
 
 
 @parallel_kernel
 def _grouped_linear(rows, groups, x, bias, y):
-    E, O = len(groups.matrix), y.shape[1]  # noqa: E741
-    tiles = (O + TILE - 1) // TILE
+    E = len(groups.matrix)
+    tiles = (y.shape[1] + TILE - 1) // TILE
+    places = places_of_panels(groups, x.shape[1] // 16)
+    columns = np.empty(places[E], np.float32)
+    for job in prange(E * SHARES):
+        e = np.int64(job) % E
+        lay_out_group(groups, e, x, places[e], np.int64(job) // E, columns)
     for job in prange(E * tiles):
         # neighbouring jobs belong to different groups: each thread gets an equal share of every group
-        e, first = np.int64(job) % E, np.int64(job) // E * TILE
-        matrix, begin, end = groups.matrix[e], groups.start[e], groups.start[e + 1]
-        x_row, y_row = groups.x_row[begin:end], groups.y_row[begin:end]
-        linear_tile(rows, matrix * O, x, x_row, bias[matrix], y, y_row, first)
+        e = np.int64(job) % E
+        group_tile(rows, groups, e, x, places[e], columns, bias, y, np.int64(job) // E * TILE)
 
 
 def grouped_linear(rows: Rows, groups: Groups, x: np.ndarray, bias_NO: np.ndarray) -> np.ndarray:
