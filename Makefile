@@ -15,7 +15,7 @@ peers: .venv/peers  ## the tests against transformers, mlx-lm and llama.cpp, and
 	ASSAY_NO_SKIP=1 ASSAY_LLAMA_CPP=$$(cat .venv/llama_cpp_source) $(BIN)/python -m pytest -m peers
 
 # every kernel without x86's instructions, and with each bound checked
-LANE_TESTS := tests/fast/cpu/test_simd.py tests/fast/cpu/test_layouts.py tests/fast/cpu/test_quantise.py tests/fast/cpu/test_products.py
+LANE_TESTS := $(addprefix tests/fast/cpu/test_,simd.py layouts.py quantise.py products.py linear.py panels.py decode.py cache.py attention.py)
 test-lanes: .venv/ready
 	ASSAY_CPU=portable $(BIN)/python -m pytest -q $(LANE_TESTS)
 	ASSAY_CPU_CHECK=1 $(BIN)/python -m pytest -q $(LANE_TESTS)

@@ -112,7 +112,8 @@ class LayerCache:
             return
         while capacity < length:
             capacity *= 2
-        grown = empty_slots(capacity, *self.slots.v.shape[1:], self.slots.v.dtype)
+        _, K, C = self.slots.v.shape
+        grown = empty_slots(capacity, K, C, self.slots.v.dtype)
         grown.k[: len(self.slots.k)], grown.v[: len(self.slots.v)] = self.slots.k, self.slots.v
         self.slots = grown
 

@@ -235,11 +235,18 @@ def rows_times_few(rows, first_row, first, count, x, x_row, bias, y, y_row, scra
 
 
 @kernel
-def linear_tile(rows, first_row, x, x_row, columns_at, columns, bias, y, y_row, first):
-    """Outputs first .. first + TILE of some products; `first_row` is the matrix's own first row in the stack.
+def linear_tile(rows, groups, e, x, columns_at, columns, biases, y, first):
+    """Outputs first .. first + TILE of a group's products.
 
     Inputs that are worth it stand in panels too, from place `columns_at` of `columns` on.
     """
+    matrix, begin, end = groups.matrix[e], groups.start[e], groups.start[e + 1]
+    x_row, y_row, bias, first_row = (
+        groups.x_row[begin:end],
+        groups.y_row[begin:end],
+        biases[matrix],
+        matrix * y.shape[1],
+    )
     count, I, many = min(TILE, y.shape[1] - first), rows.columns, panels.in_panels(len(x_row))  # noqa: E741
     row, whole, panel = np.empty(I, np.float32), I // 16, 16 * (I // 16) * panels.ROWS
     if many < len(x_row):
@@ -259,14 +266,6 @@ def linear_tile(rows, first_row, x, x_row, columns_at, columns, bias, y, y_row, 
         for n in range(TILE // panels.ROWS):
             panels.totals_of_panel(n, sums, totals)
             store_totals(totals, x, x_row[:many], y_row[:many], ends, begin, n * panels.ROWS, bias, y, first)
-
-
-@kernel
-def group_tile(rows, groups, e, x, columns_at, columns, bias, y, first):
-    """`linear_tile` of one group."""
-    matrix, begin, end = groups.matrix[e], groups.start[e], groups.start[e + 1]
-    x_row, y_row = groups.x_row[begin:end], groups.y_row[begin:end]
-    linear_tile(rows, matrix * y.shape[1], x, x_row, columns_at, columns, bias[matrix], y, y_row, first)
 
 
 @leaf
@@ -299,7 +298,7 @@ def _grouped_linear(rows, groups, x, bias, y):
     for job in prange(E * tiles):
         # neighbouring jobs belong to different groups: each thread gets an equal share of every group
         e = np.int64(job) % E
-        group_tile(rows, groups, e, x, places[e], columns, bias, y, np.int64(job) // E * TILE)
+        linear_tile(rows, groups, e, x, places[e], columns, bias, y, np.int64(job) // E * TILE)
 
 
 def grouped_linear(rows: Rows, groups: Groups, x: np.ndarray, bias_NO: np.ndarray) -> np.ndarray:

@@ -12,6 +12,8 @@ from tests.fast.cpu.poison import poisoned
 from tests.fast.models import float_tensor, quantised_tensor
 
 ENCODINGS = ["F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "MXFP4", "MXFP4_BLOCKS", "affine4", "affine8"]
+SUPERBLOCKS = ["Q5_0", "Q5_1", "Q4_K", "Q5_K", "Q6_K"]
+COLUMNS = [1, 2, 4, 5, 6, 7, 9, 10, 12, 13, 23]  # columns: few, whole panels, panels and up to three more, or padded
 U = 2.0**-24  # half a unit in the last place of 1
 
 
@@ -84,10 +86,49 @@ def test_nan_and_infinity_pass_through():
     assert (np.delete(y, [3, 17], axis=1) == 40).all()
 
 
-def test_a_row_does_not_depend_on_the_others():
+def assert_one_by_one(rows, x, bias):
     """The same bits alone and in a chunk: what makes any chunking equal."""
+    alone = np.concatenate([linear(rows, x[t : t + 1], bias) for t in range(len(x))])
+    np.testing.assert_array_equal(poisoned(linear, rows, x, bias), alone)
+
+
+@pytest.mark.parametrize("encoding", [*ENCODINGS, *SUPERBLOCKS])
+@pytest.mark.parametrize("T", COLUMNS)
+def test_a_row_does_not_depend_on_the_others(encoding, T):
+    """Rows beyond a tile and beyond a panel of them, vectors of 16 in number no multiple of a sum's four parts."""
     rng = np.random.default_rng(5)
-    rows = encoded_rows(tensor_of(rng, (37, 224), "Q4_1"))
-    x, bias = rng.normal(size=(6, 224)).astype(np.float32), np.zeros((1, 37), np.float32)
-    together = linear(rows, x, bias)
-    np.testing.assert_array_equal(np.concatenate([linear(rows, x[t : t + 1], bias) for t in range(6)]), together)
+    for O, I in [(37, 512)] if encoding in SUPERBLOCKS else [(3, 32), (16, 96), (37, 224), (19, 3104)]:  # noqa: E741
+        rows, bias = encoded_rows(tensor_of(rng, (O, I), encoding)), rng.normal(size=(1, O)).astype(np.float32)
+        assert_one_by_one(rows, rng.normal(size=(T, I)).astype(np.float32), bias)
+
+
+@settings(max_examples=30, deadline=None)
+@given(T=st.integers(1, 30), O=st.integers(1, 40), I=st.integers(1, 200), encoding=st.sampled_from(ENCODINGS[:3]))
+def test_any_width_alone_and_together(T, O, I, encoding):  # noqa: E741
+    """Also one that vectors of 16 do not divide, and one shorter than a vector."""
+    rng = np.random.default_rng(T)
+    rows, bias = encoded_rows(tensor_of(rng, (O, I), encoding)), rng.normal(size=(1, O)).astype(np.float32)
+    assert_one_by_one(rows, rng.normal(size=(T, I)).astype(np.float32), bias)
+
+
+@settings(max_examples=30, deadline=None)
+@given(counts=st.lists(st.integers(0, 14), min_size=5, max_size=5).filter(any))
+def test_groups_of_any_size_alone_and_together(counts):
+    """Experts with few inputs and with many in one product: each pair as if it were alone."""
+    rng = np.random.default_rng(sum(counts))
+    rows, bias = encoded_rows(tensor_of(rng, (5, 21, 96), "BF16")), rng.normal(size=(5, 21)).astype(np.float32)
+    ids_T1 = rng.permutation(np.repeat(np.arange(5), counts))[:, None]
+    x = rng.normal(size=(len(ids_T1), 96)).astype(np.float32)
+    got = poisoned(grouped_linear, rows, by_expert(ids_T1), x, bias)
+    alone = [grouped_linear(rows, by_expert(ids_T1[t : t + 1]), x[t : t + 1], bias) for t in range(len(x))]
+    np.testing.assert_array_equal(got, np.concatenate(alone))
+
+
+def test_nan_of_one_input_stays_with_it():
+    """Of the columns of a panel, and of those that fill it up, only its own results are lost."""
+    rng = np.random.default_rng(0)
+    rows, bias = encoded_rows(tensor_of(rng, (18, 96), "F32")), np.zeros((1, 18), np.float32)
+    x = rng.normal(size=(10, 96)).astype(np.float32)
+    x[9, 40] = np.nan
+    np.testing.assert_array_equal(np.isnan(linear(rows, x, bias)).all(axis=1), np.arange(10) == 9)
+    assert np.isnan(linear(rows, x, bias)).sum() == 18
