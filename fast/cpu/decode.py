@@ -57,7 +57,7 @@ def float_to_half(x):
     if magnitude >= np.uint32(0x477FF000):
         return np.uint16(sign | np.uint32(0x7C00))
     if magnitude < np.uint32(0x38800000):  # beside 0.5 the last bit of a float32 counts 2^-24, as a subnormal's here
-        return np.uint16(sign | (float_of_bits(magnitude) + np.float32(0.5)).view(np.uint32) - ONE_HALF)
+        return np.uint16(sign | np.float32(float_of_bits(magnitude) + np.float32(0.5)).view(np.uint32) - ONE_HALF)
     odd = magnitude >> np.uint32(13) & np.uint32(1)
     return np.uint16(sign | (magnitude - np.uint32(0x38000000) + np.uint32(0xFFF) + odd) >> np.uint32(13))
 

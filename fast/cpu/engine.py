@@ -38,15 +38,16 @@ class CpuModel:
     ) -> None:
         """Check and cast the weights; raises CheckpointError where they do not fit the configuration.
 
-        Raises ValueError for an unknown mode.
+        Raises ValueError for an unknown mode and for more threads than there are.
         """
         products, self.cache_dtype = products_and_cache(mode)
+        count = jit.checked_threads(threads)
         self.config = config
         self.threads = threads
         self._weights = cast_weights(config, tensors, products)
         self._token: TokenPass | None = None
         if self._weights.in_place:
-            self._token = TokenPass(config, self._weights, threads or jit.get_num_threads())
+            self._token = TokenPass(config, self._weights, count)
         self.notices = self._weights.notices
 
     def new_cache(self) -> CpuCache:

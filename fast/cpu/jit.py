@@ -20,6 +20,7 @@ from assay.fast.cpu.simd import CHECKED, LANE
 __all__ = [
     "CHECKED",
     "address_of",
+    "checked_threads",
     "get_num_threads",
     "inlined",
     "kernel",
@@ -89,6 +90,17 @@ def address_of(function: Any, arguments: tuple) -> int:
         function.compile(signature)
     compiled = function.overloads[signature]
     return compiled.library.get_pointer_to_function(compiled.fndesc.llvm_func_name)
+
+
+def checked_threads(count: int | None) -> int:
+    """How many threads that is, None being Numba's setting.
+
+    Raises ValueError for more than there are.
+    """
+    most = numba.config.NUMBA_NUM_THREADS
+    if count is not None and not 1 <= count <= most:
+        raise ValueError(f"{count} threads: expected 1 to {most}, or a larger NUMBA_NUM_THREADS in the environment")
+    return count or get_num_threads()
 
 
 @contextmanager

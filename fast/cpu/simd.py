@@ -19,6 +19,8 @@ from numba.core.datamodel import models
 from numba.extending import intrinsic as numba_intrinsic
 from numba.extending import register_model
 
+from assay.loaders.errors import CheckpointError
+
 intrinsic: Any = numba_intrinsic  # its arguments are not those of the function that it decorates
 
 I8, I16, I32, I64, F32 = ir.IntType(8), ir.IntType(16), ir.IntType(32), ir.IntType(64), ir.FloatType()
@@ -34,10 +36,15 @@ def _has_instructions() -> bool:
 def _lane() -> str:
     wanted = os.environ.get("ASSAY_CPU", "")
     if wanted not in ("", "portable", "avx512vnni"):
-        raise RuntimeError(f"ASSAY_CPU={wanted}: expected portable or avx512vnni, or nothing for what the CPU has")
+        raise CheckpointError(
+            f"the environment asks for kernels that there are not: ASSAY_CPU={wanted}",
+            expected="portable or avx512vnni, or nothing for what the CPU has",
+        )
     if wanted == "avx512vnni" and not _has_instructions():
-        raise RuntimeError(
-            "ASSAY_CPU=avx512vnni: this CPU lacks AVX-512 BW, VBMI or VNNI; leave the variable out, or set portable"
+        raise CheckpointError(
+            "the environment asks for kernels that this CPU cannot run: ASSAY_CPU=avx512vnni",
+            expected="a CPU with AVX-512 BW, VBMI and VNNI",
+            remedy="leave the variable out, or set it to portable",
         )
     return wanted or ("avx512vnni" if _has_instructions() else "portable")
 

@@ -1,6 +1,6 @@
 """The CPU path under the check: every test checkpoint and true shapes of gpt-oss-20b, both modes, prompts up to 4200.
 
-    python -m tests.fast.cpu.sweep [--prompts 1 9 127 128 129 300 4200] [--only gpt_oss]
+    python -m tests.fast.cpu.sweep [--prompts 1 9 127 128 129 300 4200] [--only gpt_oss] [--modes exact q8 exact-f16]
 
 Each prompt whole, in chunks and token by token; models that have a sliding window also with one of 128 positions.
 Prints, for each checkpoint and mode, the largest ratio of local error to noise (the allowance is 4) and the tap it was
@@ -17,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
+from assay.fast.engine import CPU_MODES
 from assay.golden.backends import open_backend
 from assay.golden.check import Report, check
 from assay.golden.measure import ALLOWANCE
@@ -76,10 +77,10 @@ def chunkings(T: int, large: bool) -> list[list[int] | None]:
     return [None, [100, 1, 26, 1, 1], *([] if large and T > 9 else [[1]])]
 
 
-def reports(checkpoint: Checkpoint, prompts: Sequence[int]) -> Iterator[tuple[str, str, Report]]:
+def reports(checkpoint: Checkpoint, prompts: Sequence[int], modes: Sequence[str]) -> Iterator[tuple[str, str, Report]]:
     """Mode, prompt, and what the check says."""
     oracle = open_backend("reference", checkpoint)
-    backends = {mode: open_backend("cpu", checkpoint, mode) for mode in MODES}
+    backends = {mode: open_backend("cpu", checkpoint, mode) for mode in modes}
     large = checkpoint.config.hidden_size > 1000
     for T in prompts:
         tokens = np.random.default_rng(T).integers(8, checkpoint.config.vocab_size, T).tolist()
@@ -93,7 +94,7 @@ def reports(checkpoint: Checkpoint, prompts: Sequence[int]) -> Iterator[tuple[st
                 yield mode, told, check(golden, checkpoint, found, "cpu", profile_named(backend.profile))
 
 
-def sweep(prompts: Sequence[int], only: str) -> int:
+def sweep(prompts: Sequence[int], only: str, modes: Sequence[str] = MODES) -> int:
     """Check all and print the table; how many did not match."""
     print(f"largest local error over the noise of the mode; the allowance is {ALLOWANCE:g}")
     print("| checkpoint | container | mode | checks | match | largest | at | s |\n|---|---|---|---|---|---|---|---|")
@@ -101,8 +102,8 @@ def sweep(prompts: Sequence[int], only: str) -> int:
     with tempfile.TemporaryDirectory() as folder:
         for name, checkpoint in subjects(only, Path(folder)):
             started = time.perf_counter()
-            rows = {mode: Row() for mode in MODES}
-            for mode, told, report in reports(checkpoint, prompts):
+            rows = {mode: Row() for mode in modes}
+            for mode, told, report in reports(checkpoint, prompts, modes):
                 rows[mode].add(told, report)
             seconds = time.perf_counter() - started
             for mode, row in rows.items():
@@ -136,5 +137,6 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--prompts", type=int, nargs="+", default=PROMPTS)
     parser.add_argument("--only", default="", help="checkpoints whose name has this in it")
+    parser.add_argument("--modes", nargs="+", default=MODES, choices=CPU_MODES)
     arguments = parser.parse_args()
-    sys.exit(1 if sweep(arguments.prompts, arguments.only) else 0)
+    sys.exit(1 if sweep(arguments.prompts, arguments.only, arguments.modes) else 0)
