@@ -14,11 +14,11 @@ test: .venv/ready   ## set up and pass the tests that need no peer
 peers: .venv/peers  ## the tests against transformers, mlx-lm and llama.cpp, and of the HTML report in chromium
 	ASSAY_NO_SKIP=1 ASSAY_LLAMA_CPP=$$(cat .venv/llama_cpp_source) $(BIN)/python -m pytest -m peers
 
-# every kernel without x86's instructions, and with each bound checked
+# every kernel without x86's instructions; and with each bound checked, in memory that glibc fills with wild numbers
 LANE_TESTS := $(addprefix tests/fast/cpu/test_,simd.py layouts.py quantise.py products.py linear.py panels.py decode.py cache.py attention.py)
 test-lanes: .venv/ready
 	ASSAY_CPU=portable $(BIN)/python -m pytest -q $(LANE_TESTS)
-	ASSAY_CPU_CHECK=1 $(BIN)/python -m pytest -q $(LANE_TESTS)
+	ASSAY_CPU_CHECK=1 MALLOC_PERTURB_=1 $(BIN)/python -m pytest -q $(LANE_TESTS)
 
 lint: .venv/lint    ## ruff, and mypy on the built wheel
 	$(BIN)/ruff check .

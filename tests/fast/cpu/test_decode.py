@@ -27,6 +27,7 @@ from assay.reference.formats import (
     AffineGroups,
 )
 from assay.reference.weights import Tensor
+from tests.fast.cpu.poison import poisoned
 
 BLOCKS = [Q8_0, Q4_0, Q4_1, Q5_0, Q5_1, Q4_K, Q5_K, Q6_K, MXFP4_BLOCKS]
 
@@ -41,7 +42,7 @@ def assert_same_bits(tensor: Tensor) -> None:
     """Rows decoded by the kernels equal the reference's in every bit; NaN equals NaN."""
     with np.errstate(all="ignore"):
         want = tensor.decode().reshape(-1, tensor.shape[-1])
-        got = decode_rows(encoded_rows(tensor), np.arange(len(want)))
+        got = poisoned(decode_rows, encoded_rows(tensor), np.arange(len(want)))
     numbers = ~np.isnan(want)
     np.testing.assert_array_equal(np.isnan(got), ~numbers)
     np.testing.assert_array_equal(got.view(np.uint32)[numbers], want.view(np.uint32)[numbers])

@@ -10,6 +10,7 @@ from assay.reference import Model, forward
 from assay.reference.config import Llama3Scaling
 from assay.reference.precision import round_q8
 from assay.reference.taps import tap_table
+from tests.fast.cpu.poison import poisoned
 from tests.fast.engines import (
     ALLOWANCE,
     assert_longrope_in_chunks,
@@ -219,6 +220,22 @@ def test_taps_are_read_only_and_kept_intact():
     model.forward(tokens, cache=cache)
     for name, array in kept.items():
         np.testing.assert_array_equal(array, copies[name], err_msg=name)
+
+
+@pytest.mark.parametrize("mode", ["exact", "q8", "q8-f16"])
+@pytest.mark.parametrize("config", [gpt_oss_config(), replace(llama_config(sliding_window=5), head_dim=32)])
+def test_nothing_is_read_before_it_is_written(config, mode):
+    """Every array that a model, its cache and its workspace are made of holds NaN, or wild numbers, at first."""
+    tensors, tokens = random_model(config, 4, "Q8_0", "MXFP4_BLOCKS"), tokens_of(config, 20)
+
+    def run():
+        return traced(CpuModel(config, tensors, mode=mode), tokens, [1, 1, 7, 1, 9, 1])
+
+    (logits, taps), (want_logits, want_taps) = poisoned(run), run()
+    np.testing.assert_array_equal(logits, want_logits)
+    for name, want in want_taps.items():
+        assert np.isfinite(want).all()
+        np.testing.assert_array_equal(taps[name], want, err_msg=name)
 
 
 def test_a_failed_pass_leaves_the_cache_as_it_was():
