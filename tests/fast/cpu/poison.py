@@ -9,7 +9,10 @@ _empty, _empty_like = np.empty, np.empty_like
 
 
 def _poison(array: np.ndarray) -> np.ndarray:
-    array.fill(np.nan if np.issubdtype(array.dtype, np.floating) else np.iinfo(array.dtype).max // 3)
+    if np.issubdtype(array.dtype, np.floating):
+        array.fill(np.nan)
+    elif np.issubdtype(array.dtype, np.integer):
+        array.fill(np.iinfo(array.dtype).max // 3)
     return array
 
 
