@@ -9,7 +9,8 @@ import numpy as np
 from assay.fast.cpu import panels, simd
 from assay.fast.cpu.decode import decode_row
 from assay.fast.cpu.groups import Groups, one_group
-from assay.fast.cpu.jit import inlined, kernel, leaf, parallel_kernel, prange
+from assay.fast.cpu.jit import address_of, inlined, kernel, leaf, parallel_kernel, prange
+from assay.fast.cpu.phases import call_at
 from assay.fast.cpu.rows import BF16, F16, F32, MXFP4_SPLIT, Q4_0, Q4_1, Q8_0, Rows
 
 TILE = 16  # rows decoded at a time: an input vector is read from the cache once for all of them
@@ -287,7 +288,7 @@ def places_of_panels(groups, whole):
 
 
 @parallel_kernel
-def _grouped_linear(rows, groups, x, bias, y):
+def _grouped_linear(tile_at, rows, groups, x, bias, y):
     E = len(groups.matrix)
     tiles = (y.shape[1] + TILE - 1) // TILE
     places = places_of_panels(groups, x.shape[1] // 16)
@@ -298,7 +299,8 @@ def _grouped_linear(rows, groups, x, bias, y):
     for job in prange(E * tiles):
         # neighbouring jobs belong to different groups: each thread gets an equal share of every group
         e = np.int64(job) % E
-        linear_tile(rows, groups, e, x, places[e], columns, bias, y, np.int64(job) // E * TILE)
+        first = np.int64(job) // E * TILE
+        call_at(tile_at, (rows, groups, e, x, places[e], columns, bias, y, first))
 
 
 def grouped_linear(rows: Rows, groups: Groups, x: np.ndarray, bias_NO: np.ndarray) -> np.ndarray:
@@ -308,8 +310,9 @@ def grouped_linear(rows: Rows, groups: Groups, x: np.ndarray, bias_NO: np.ndarra
     `reference.gpt_oss.per_expert`.
     """
     assert x.shape[1] == rows.columns
-    y = np.empty((len(groups.y_row), bias_NO.shape[1]), np.float32)
-    _grouped_linear(rows, groups, x, bias_NO, y)
+    y, place = np.empty((len(groups.y_row), bias_NO.shape[1]), np.float32), np.int64(0)
+    tile_at = address_of(linear_tile, (rows, groups, place, x, place, y[0], bias_NO, y, place))
+    _grouped_linear(tile_at, rows, groups, x, bias_NO, y)
     return y
 
 

@@ -117,7 +117,7 @@ def model_record(config: Config, weights: Weights) -> np.ndarray:
     record["C"], record["A"], record["N"] = config.head_dim, 1, 0
     vector, place = np.zeros(1, np.float32), np.int64(0)
     slots = empty_slots(1, 1, 1, np.dtype(np.float32))
-    record["decode_row"] = address_of(decode_row, (weights.embed, place, vector))
+    record["decode_row"] = address_of(decode_row, (weights.embed.rows, place, vector))
     record["attend_one"] = address_of(attend_one, (vector, slots.in_bytes(), *[place] * 4, np.float32(0), vector))
     if isinstance(config, GptOssConfig):
         record["A"], record["N"] = config.num_experts_per_tok, config.num_local_experts
