@@ -1,6 +1,11 @@
 """assay warmup: compile the CPU path's kernels now, so that no later command waits for them."""
 
+import os
 import time
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from multiprocessing import get_context
+
+WORKERS = 4  # more would wait for the longest piece
 
 
 def warmup() -> None:
@@ -9,20 +14,21 @@ def warmup() -> None:
     Example: assay warmup
     """
     import numpy as np
-    from rich.progress import track
+    from rich.progress import Progress
 
     from assay.cli.shared import console, messages
     from assay.fast.cpu import CpuModel
-    from assay.fast.cpu.warmup import steps
+    from assay.fast.cpu.warmup import run_step, steps
     from assay.golden.tiny_model import TINY
     from assay.loaders import open_checkpoint
 
-    def one_token() -> None:
-        """The kernel of a single token serves every model and mode; the bundled one is at hand."""
-        tiny = open_checkpoint(TINY)
+    started, count = time.perf_counter(), len(steps())
+    with Progress(console=messages, transient=True) as progress:
+        task = progress.add_task("compiling kernels", total=count + 1)
+        with ProcessPoolExecutor(min(WORKERS, os.cpu_count() or 1), get_context("spawn")) as pool:
+            for step in as_completed([pool.submit(run_step, number) for number in range(count)]):
+                step.result()
+                progress.advance(task)
+        tiny = open_checkpoint(TINY)  # the kernel of a single token, made of all these, serves every model and mode
         CpuModel(tiny.config, tiny.tensors).forward(np.zeros(1, np.int64))
-
-    started = time.perf_counter()
-    for step in track([*steps(), one_token], "compiling kernels", console=messages, transient=True):
-        step()
     console.print(f"kernels ready in {time.perf_counter() - started:.1f} s")
