@@ -80,7 +80,7 @@ class Diagnosis:
 
         With the mistakes in it other choices are tied than the oracle's.
         """
-        open_choices = {}
+        open_choices: dict[str, Array] = {}
         for logits, logits_TN in routed.items():
             ids = logits.replace("router_logits", "expert_ids")
             A = self.run.checkpoint.config.dims.get("A", 0)

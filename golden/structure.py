@@ -26,8 +26,10 @@ FALLS_TO = 0.5  # of the error, for a pattern to be worth telling
 TOLD = 5  # patterns in the report
 GENERAL = ("affine", "factor along", "sign along", "vector", "offset along", "rotation")
 OTHER_LAYERS = 8  # whose weights are tried in the place of a layer's own
-WEIGHTED = ("attn_norm", "q", "k", "v", "attn_out", "mlp_norm", "router_logits", "gate", "up", "mlp_out")
-WEIGHTED += ("expert_gate", "expert_up", "expert_out")
+WEIGHTED = (
+    *("attn_norm", "q", "k", "v", "attn_out", "mlp_norm", "router_logits", "gate", "up", "mlp_out"),
+    *("expert_gate", "expert_up", "expert_out"),
+)
 NO_OTHERS: Mapping[str, Array] = {}
 
 

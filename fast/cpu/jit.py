@@ -97,7 +97,7 @@ def checked_threads(count: int | None) -> int:
 
     Raises ValueError for more than there are.
     """
-    most = numba.config.NUMBA_NUM_THREADS
+    most: int = numba.config.NUMBA_NUM_THREADS  # type: ignore[attr-defined]  # set while numba is imported
     if count is not None and not 1 <= count <= most:
         raise ValueError(f"{count} threads: expected 1 to {most}, or a larger NUMBA_NUM_THREADS in the environment")
     return count or get_num_threads()
