@@ -70,6 +70,7 @@ class Report:
     routing: dict[str, Any] | None
     structure: dict[str, Any] | None = None
     cause: dict[str, Any] | None = None
+    untried: int = 0  # mistakes that the search for the cause had no time for
     deviations: list[dict[str, Any]] = field(default_factory=list)
     reason: str | None = None
     weights: dict[str, Any] | None = None  # how many were compared, and which differ; None where none were supplied
@@ -97,6 +98,7 @@ class Report:
             "allowance": ALLOWANCE if self.scope == "forced" else END_TO_END_ALLOWANCE,
             "first_divergence": None if first is None else {key: getattr(first, key) for key in keys},
             "cause": self.cause,
+            "untried": self.untried,
             "structure": self.structure,
             "deviations": self.deviations,
             "logits": self.logits,
@@ -188,6 +190,7 @@ def check(
         routing=routing_view(golden.taps, taps, followed),
         structure=structure,
         cause=cause,
+        untried=diagnosis.untried,
         deviations=deviations.listed(),
         weights={"compared": len(weights), "differing": [fault.name for fault in faults]} if weights else None,
         not_checked=unchecked(checkpoint.config, taps),

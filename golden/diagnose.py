@@ -59,6 +59,7 @@ class Diagnosis:
         self.run, self.expected, self.noisy, self.profile = run, expected, noisy, profile
         self.table = tap_table(run.checkpoint.config)
         self._values: dict[tuple[str, str, str], Array] = {}
+        self.untried = 0  # mistakes that `cause` had no time for
         self.acting = [mistake for mistake in CATALOGUE.values() if mistake.acts(run.checkpoint)]
 
     def value(self, mistakes: Mistakes, name: str, profile: Profile = PROFILES["float64"]) -> Array:
@@ -149,6 +150,7 @@ class Diagnosis:
         singles = [(mistake,) for mistake in self.acting if spanned & set(mistake.taps)]
         for mistakes in singles:
             if time.monotonic() - started > SECONDS:
+                self.untried = len(singles) - tried
                 break
             tried += 1
             candidate = self._candidate(mistakes, name)

@@ -148,13 +148,17 @@ def _print_divergence(report: Report, first: TapResult, console: Console) -> Non
     if report.cause is not None:
         _print_cause(report.cause, console)
     elif report.scope == "forced":
-        _indented(
-            console,
-            "cause unknown: no mistake in the catalogue leaves these values, nor any pair of them that was tried",
-        )
+        _indented(console, f"cause unknown: {none_fits(report)}")
     if report.structure is not None:
         for line in structure_lines(report.structure, report.cause is not None):
             _indented(console, escape(line))
+
+
+def none_fits(report: Report) -> str:
+    """Why there is no cause, in words."""
+    if report.untried:
+        return f"none of the mistakes tried leaves these values, but there was no time for {report.untried} others"
+    return "no mistake in the catalogue leaves these values, nor any pair of them that was tried"
 
 
 def _print_cause(cause: dict[str, Any], console: Console) -> None:

@@ -11,7 +11,7 @@ from assay.golden.check import Report
 from assay.golden.detail import BINS, BINS_PER_DECADE, CELLS_PER_DECADE, LEVELS, LOST, LOWEST_BIN, LOWEST_CELL, SPECS
 from assay.golden.html import plot
 from assay.golden.mistakes import CATALOGUE
-from assay.golden.report import by_layers, reach_sentences, shortened, structure_lines
+from assay.golden.report import by_layers, none_fits, reach_sentences, shortened, structure_lines
 from assay.golden.store import Golden, replacing
 from assay.loaders.checkpoint import Checkpoint
 
@@ -52,6 +52,7 @@ def page_of(report: Report, details: Mapping[str, dict[str, Any]], about: Mappin
         headline=VERDICTS[report.verdict],
         about=about,
         meaning={kind: spec.meaning for kind, spec in SPECS.items()},
+        none_fits=none_fits(report),
         structure=[] if report.structure is None else list(structure_lines(report.structure, report.cause is not None)),
         not_supplied=shortened(report.not_supplied),
         not_checked=by_layers(report.not_checked),

@@ -11,6 +11,7 @@ from assay.golden.check import check
 from assay.golden.measure import ALLOWANCE
 from assay.golden.mistakes.injections import INJECTIONS
 from assay.golden.noise import PROFILES
+from assay.golden.report import none_fits
 from assay.reference.taps import default_taps
 from tests.checkpoint_files import opened
 from tests.golden.faults import GPT_OSS, golden_of, report_of, taps_with
@@ -67,6 +68,17 @@ def test_a_fault_outside_the_catalogue_has_no_cause(what: str, profile: str) -> 
     report = report_of(taps_with({tap: fault}, dtype=np.float32), profile)
     assert (report.first_divergence.tap, report.cause) == (tap, None)
     assert report.structure is not None
+
+
+def test_a_search_without_time_says_what_it_left(monkeypatch):
+    """Otherwise "none fits" would be said of mistakes that nobody tried."""
+    tap, fault = UNKNOWN["a channel of q zeroed"]
+    taps = taps_with({tap: fault}, dtype=np.float32)
+    assert report_of(taps, "float32").untried == 0
+    monkeypatch.setattr("assay.golden.diagnose.SECONDS", -1.0)
+    report = report_of(taps, "float32")
+    assert (report.cause, report.untried > 0) == (None, True)
+    assert f"no time for {report.untried} others" in none_fits(report)
 
 
 def taps_of(*ids: str, name: str = GPT_OSS, chunks: tuple[int, ...] = CHUNKS) -> tuple:
