@@ -119,7 +119,11 @@ def test_ctrl_c_ends_it_with_what_there_is():
     """As a terminal does it: a signal while tokens come."""
     command = [sys.executable, "-m", "assay.cli", "generate", str(LLAMA), "--tokens", IDS, "--max-tokens", "400"]
     process = subprocess.Popen(
-        [*command, "--backend", "reference"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, bufsize=0
+        [*command, "--backend", "reference"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        bufsize=0,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),  # a shell's background ignores it
     )
     assert process.stdout is not None
     first = process.stdout.read(1)

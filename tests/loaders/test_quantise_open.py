@@ -8,7 +8,7 @@ import pytest
 
 from assay.loaders.checkpoint import Checkpoint, open_checkpoint
 from assay.loaders.delegated import DELEGATED
-from assay.loaders.errors import CheckpointError
+from assay.loaders.errors import CheckpointError, refuse
 from assay.loaders.gguf_checkpoint import _join_nvfp4_scales
 from assay.loaders.quantise import encode
 from assay.reference.formats import F32, GGML_BLOCKS, GGML_PLAIN, MLX_BITS, NVFP4_BLOCKS
@@ -81,7 +81,7 @@ def test_nvfp4_experts_have_a_scale_each(tmp_path):
         "x.weight": (NVFP4_BLOCKS, {"blocks": blocks}, ("x.weight",)),
         "x.scale": (F32, {"values": scales}, ("x.scale",)),
     }
-    assert _join_nvfp4_scales(stored, tmp_path) == {}
+    assert _join_nvfp4_scales(stored, tmp_path, refuse) == {}
     encoding, parts, _ = stored["x.weight"]
     plain = NVFP4_BLOCKS.decode({"blocks": blocks})
     np.testing.assert_array_equal(encoding.decode(parts), plain * scales[:, None, None])
