@@ -144,6 +144,6 @@ class Linear:
 
     def by_expert(self, x: mx.array, ids: mx.array, in_order: bool) -> mx.array:
         """Each row through its expert: x [P,1,I] or [P,1,1,I], ids [P] or [P,A] -> [P,1,O] or [P,A,1,O]."""
-        assert not isinstance(self.matrix, Panels)  # stacks are kept otherwise
+        assert not isinstance(self.matrix, Panels)  # of single matrices only
         y = self.matrix.gathered(x, ids, in_order)
         return (y if self.bias is None else y + self.bias[ids][..., None, :]).astype(self.dtype)
