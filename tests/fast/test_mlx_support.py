@@ -12,7 +12,8 @@ WITHOUT_MLX = "import sys; sys.modules['mlx'] = sys.modules['mlx.core'] = sys.mo
 
 
 def python(program: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120)
+    hangs = 600  # seconds: compiling every kernel takes a minute on an idle machine
+    return subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=hangs)
 
 
 def without_mlx(*arguments: object) -> subprocess.CompletedProcess[str]:
