@@ -12,6 +12,7 @@ from assay.golden.errors import GoldenError
 from assay.golden.noise import PROFILES
 from assay.golden.record import record, split_into_chunks
 from assay.loaders import Checkpoint, open_checkpoint
+from assay.loaders.convert import convert
 from tests.checkpoint_files import CHECKPOINTS
 from tests.reference.shapes import GPT_OSS, make_shape
 
@@ -48,23 +49,26 @@ def largest_ratio(report: Report) -> float:
 
 @pytest.fixture(scope="module")
 def shapes(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Checkpoint]:
-    """A checkpoint of tests/checkpoints, or a shape, written at first use."""
+    """A checkpoint of tests/checkpoints, or a shape, written at first use, with a config.json that mlx-lm reads."""
     root = tmp_path_factory.mktemp("shapes")
 
     def opened(name: str) -> Checkpoint:
         if name not in GPT_OSS:
             return open_checkpoint(CHECKPOINTS / name)
-        return open_checkpoint(root / name if (root / name).exists() else make_shape(name, root / name))
+        if not (root / name).exists():
+            make_shape(name, root / name, config_style="released")
+        return open_checkpoint(root / name)
 
     return opened
 
 
-# windows of 12 and 5: 40 tokens go over them and round the ring
+# windows of 12, 5 and 128: the tokens go over them and round the ring
 RAMPS = {
     "gpt_oss/hf": 40,
     "gpt_oss/mlx": 40,
     "gpt_oss/mlx-q8": 40,
     "1 of 3 experts, window 5": 40,
+    "head 64, 4 of 8 experts, window 128": 132,
 }
 
 
@@ -112,6 +116,25 @@ def test_the_config_s_clamp_is_ignored(shapes: Callable[[str], Checkpoint]) -> N
     """It clamps at 7 whatever swiglu_limit says; the released models' is 7."""
     report = checked(shapes("head 64, no groups, 3 of 5 experts, limit 3"), "float32")
     assert kinds(report) == {"expert_act"}
+
+
+@pytest.mark.parametrize(
+    ("name", "cause"),
+    [("head 64, 4 of 8 experts, window 128", "yarn-missing"), ("biases, one key head of 24", "llama3-missing")],
+)
+def test_rope_parameters_of_transformers_5_are_not_read(name: str, cause: str, tmp_path: Path) -> None:
+    """It takes plain RoPE with its default theta, which is theirs; an MLX directory that we write is read right."""
+    checkpoint = open_checkpoint(make_shape(name, tmp_path / "checkpoint"))
+    report = checked(checkpoint, "float32")
+    assert report.first_divergence is not None
+    assert (report.first_divergence.tap, kinds(report)) == ("layers.0.q_rope", {"q_rope", "k_rope"})
+    assert report.cause is not None
+    assert (report.cause["id"], report.cause["ambiguous_with"]) == (cause, [])
+    assert report.cause["ratio_after"] < LARGEST_RATIO
+    assert (report.verdict, report.deviations) == ("diverges", [])
+    assert largest_ratio(report) < LARGEST_RATIO
+    convert(checkpoint, tmp_path / "mlx", "mlx")
+    assert checked(open_checkpoint(tmp_path / "mlx"), "float32").verdict in ("match", "known-deviation")
 
 
 def test_mistral_s_window_is_ignored() -> None:

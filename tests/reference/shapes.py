@@ -80,8 +80,9 @@ LLAMA: dict[str, dict[str, Any]] = {
 }
 
 
-def make_shape(name: str, directory: Path) -> Path:
-    """Write one of the checkpoints above to a folder that does not exist yet."""
+def make_shape(name: str, directory: Path, **changes: Any) -> Path:
+    """Write one of the checkpoints above, with changes, to a folder that does not exist yet."""
     from tests.tiny import make_gpt_oss, make_llama
 
-    return make_gpt_oss(directory, **GPT_OSS[name]) if name in GPT_OSS else make_llama(directory, **LLAMA[name])
+    make = make_gpt_oss if name in GPT_OSS else make_llama
+    return make(directory, **{**GPT_OSS, **LLAMA}[name] | changes)
