@@ -5,12 +5,19 @@ import math
 import numpy as np
 
 from assay.golden.mistakes.mistake import Mistake, Needs, is_dense, is_gpt_oss
-from assay.golden.mistakes.recipe import Array, exchange
+from assay.golden.mistakes.recipe import Array, configure, exchange
+from assay.loaders.checkpoint import Checkpoint
 from assay.reference import ops
 from assay.reference.config import Config, GptOssConfig
 
 FAMILY = "activation"
 CLAMPED = lambda config: Needs(else_="gates or ups beyond swiglu_limit")  # noqa: E731
+RELEASED_LIMIT = 7.0  # of gpt-oss-20b and 120b, a constant in engines that know only them
+
+
+def _limited_otherwise(checkpoint: Checkpoint) -> bool:
+    config = checkpoint.config
+    return isinstance(config, GptOssConfig) and config.swiglu_limit != RELEASED_LIMIT
 
 
 def _clamped(
@@ -96,6 +103,17 @@ MISTAKES = (
         ("SGLang #39920",),
         is_gpt_oss,
         CLAMPED,
+    ),
+    Mistake(
+        "clamp-at-seven",
+        "SwiGLU clamp at 7 whatever the config says",
+        "The limit is that of the released models, 7, and swiglu_limit is not read.",
+        ("expert_act",),
+        configure(swiglu_limit=RELEASED_LIMIT),
+        "Read swiglu_limit.",
+        ("mlx-lm 0.32.2",),
+        _limited_otherwise,
+        lambda config: Needs(else_="gates or ups beyond swiglu_limit or 7, whichever is less"),
     ),
     Mistake(
         "gate-clamped-both-ways",

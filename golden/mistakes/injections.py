@@ -135,6 +135,7 @@ INJECTIONS: dict[str, Injection] = {
     "reduced-twice": Injection(taps={"mlp_out": lambda x: 2 * x}),
     "reduced-four-times": Injection(taps={"mlp_out": lambda x: 4 * x}),
     "clamp-missing": Injection(lambda c: {"swiglu_limit": 1e30}),
+    "clamp-at-seven": Injection(lambda c: {"swiglu_limit": 7.0}),
     "clamp-of-gate-missing": activating(
         lambda g, u, a, limit: g / (1 + np.exp(-a * g.astype(float))) * (np.clip(u, -limit, limit) + 1)
     ),

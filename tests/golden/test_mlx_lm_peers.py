@@ -116,6 +116,9 @@ def test_the_config_s_clamp_is_ignored(shapes: Callable[[str], Checkpoint]) -> N
     """It clamps at 7 whatever swiglu_limit says; the released models' is 7."""
     report = checked(shapes("head 64, no groups, 3 of 5 experts, limit 3"), "float32")
     assert kinds(report) == {"expert_act"}
+    assert report.cause is not None
+    assert (report.cause["id"], report.cause["ambiguous_with"]) == ("clamp-at-seven", [])
+    assert largest_ratio(report) < LARGEST_RATIO
 
 
 @pytest.mark.parametrize(
