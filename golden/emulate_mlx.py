@@ -16,8 +16,10 @@ from assay.reference.rope import apply_rope, rope_tables
 class MetalOnCpu(Emulation):
     """`fast/metal`, whose products take float32 inputs: only their order is MLX's, in attention's scores too."""
 
+    ROUND: Round = staticmethod(unrounded)
+
     def __init__(self, model: Model[Config]):
-        super().__init__(MlxCpuModel(model.config, model.tensors, model.dtype))
+        super().__init__(MlxCpuModel(model.config, model.tensors, model.dtype, round=self.ROUND))
         self._keys: dict[int, list[np.ndarray]] = {}
 
     def handed_on(self, name: str, array: np.ndarray) -> np.ndarray:
@@ -57,13 +59,8 @@ class MlxLmOnGpuBfloat16(Emulation):
         return apply_rope(to_bfloat16(self.now[source] * m), cos / m, sin / m)
 
 
-class MlxLmFloat32(Emulation):
-    """Sums one after the other: where all squares are equal, as in a row of 4-bit weights, it shows."""
-
-    ROUND: Round = staticmethod(unrounded)
-
-    def __init__(self, model: Model[Config]):
-        super().__init__(MlxCpuModel(model.config, model.tensors, model.dtype, round=self.ROUND))
+class MlxLmFloat32(MetalOnCpu):
+    """Squares too are added up one by one: where all are equal, as in a row of 4-bit weights, it shows."""
 
     def attn_norm(self, layer: int, array: np.ndarray) -> np.ndarray:
         return self._normed(f"model.layers.{layer}.input_layernorm.weight")

@@ -17,7 +17,7 @@ from tests.checkpoint_files import CHECKPOINTS
 from tests.reference.shapes import GPT_OSS, make_shape
 
 pytestmark = pytest.mark.peers
-LARGEST_RATIO = 2.0  # measured: up to 1.7 (act, in bfloat16)
+LARGEST_RATIO = 2.0  # measured: up to 1.68 (q_rope under Llama 3's scaling, in float32), 1.64 (act, in bfloat16)
 
 
 def checked(
@@ -161,6 +161,16 @@ def test_quantised_weights_are_the_profile_s_too(name: str, mode: str) -> None:
     report = checked(open_checkpoint(CHECKPOINTS / name), mode, chunks=[30, 1, 9])
     assert kinds(report) == set()
     assert largest_ratio(report) < LARGEST_RATIO
+
+
+def test_attention_s_scores_are_added_up_in_mlx_s_order(shapes: Callable[[str], Checkpoint]) -> None:
+    """On its CPU, with a head of 64: judged by NumPy's order they look like 1.8 times the noise."""
+    import mlx.core as mx
+
+    if mx.default_device().type != mx.cpu:
+        return
+    report = checked(shapes("head 64, 4 of 8 experts, window 128"), "float32", 132)
+    assert max(tap.ratio for tap in report.taps if tap.tap.endswith("attn_heads")) < 1.3
 
 
 def test_plain_bfloat16_is_not_enough() -> None:
