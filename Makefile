@@ -3,13 +3,16 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test test-lanes peers lint wheel-test types bench bench-compare bench-once clean
+.PHONY: demo test test-lanes long peers lint wheel-test types bench bench-compare bench-once clean
 
 demo: .venv/ready   ## set up and run the main job on the bundled tiny model
 	$(BIN)/assay demo
 
 test: .venv/ready   ## set up and pass the tests that need no peer
 	$(BIN)/python -m pytest
+
+long: .venv/ready   ## the tests that search for many causes, and sweeps
+	$(BIN)/python -m pytest -m long
 
 peers: .venv/peers  ## the tests against transformers, mlx-lm and llama.cpp, and of the HTML report in chromium
 	ASSAY_NO_SKIP=1 ASSAY_LLAMA_CPP=$$(cat .venv/llama_cpp_source) $(BIN)/python -m pytest -m peers

@@ -20,6 +20,8 @@ from tests.checkpoint_files import opened
 from tests.golden.faults import GPT_OSS
 from tests.golden.injected_numba import OUTSIDE, pairs
 
+pytestmark = pytest.mark.long
+
 FINE = (  # within the noise of bfloat16
     "noise on one head of q",
     "noise on one head's keys",

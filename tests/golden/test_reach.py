@@ -16,6 +16,8 @@ from tests.checkpoint_files import opened
 from tests.golden.faults import GPT_OSS, golden_of, report_of, taps_with
 from tests.golden.test_partial_report import text_of
 
+pytestmark = pytest.mark.long
+
 LOGITS, BLOCKS = "logits", "*block_out"
 
 

@@ -5,6 +5,8 @@ import pytest
 from assay.fast.engine import CPU_MODES
 from tests.fast.cpu.sweep import Row, reports, subjects
 
+pytestmark = pytest.mark.long
+
 # the largest ratios of the whole sweep are below 2: half of the allowance is a change to look into
 LARGEST_RATIO = 2.0
 
