@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numba
+import numpy as np
 from numba import get_num_threads, prange
 
 from assay.fast.cpu.simd import CHECKED, LANE
@@ -90,6 +91,32 @@ def address_of(function: Any, arguments: tuple) -> int:
         function.compile(signature)
     compiled = function.overloads[signature]
     return compiled.library.get_pointer_to_function(compiled.fndesc.llvm_func_name)
+
+
+class Address:
+    """Where a kernel's machine code lies, asked for again and again: to look its types up takes 100 us each time.
+
+    Arrays of other layouts than those before are told apart, for a kernel of one cannot read the other.
+    """
+
+    def __init__(self, function: Any) -> None:
+        self._function = function
+        self._known: dict[tuple, int] = {}
+
+    def of(self, arguments: tuple) -> int:
+        """`address_of` the kernel for arguments of these types."""
+        key = tuple(_layout(argument) for argument in arguments)
+        if key not in self._known:
+            self._known[key] = address_of(self._function, arguments)
+        return self._known[key]
+
+
+def _layout(argument: Any) -> Any:
+    """What Numba's type of an argument depends on."""
+    if isinstance(argument, np.ndarray):
+        flags = argument.flags
+        return argument.dtype, argument.ndim, flags.c_contiguous, flags.f_contiguous, flags.writeable, flags.aligned
+    return tuple(map(_layout, argument)) if isinstance(argument, tuple) else type(argument)
 
 
 def checked_threads(count: int | None) -> int:

@@ -9,7 +9,7 @@ import numpy as np
 from assay.fast.cpu import panels, simd
 from assay.fast.cpu.decode import decode_row
 from assay.fast.cpu.groups import Groups, one_group
-from assay.fast.cpu.jit import address_of, inlined, kernel, leaf, parallel_kernel, prange
+from assay.fast.cpu.jit import Address, inlined, kernel, leaf, parallel_kernel, prange
 from assay.fast.cpu.phases import call_at
 from assay.fast.cpu.rows import BF16, F16, F32, MXFP4_SPLIT, Q4_0, Q4_1, Q8_0, Rows
 
@@ -269,6 +269,9 @@ def linear_tile(rows, groups, e, x, columns_at, columns, biases, y, first):
             store_totals(totals, x, x_row[:many], y_row[:many], ends, begin, n * panels.ROWS, bias, y, first)
 
 
+LINEAR_TILE = Address(linear_tile)
+
+
 @leaf
 def lay_out_group(groups, e, x, columns_at, share, columns):
     """A share of a group's inputs as panels."""
@@ -310,8 +313,8 @@ def grouped_linear(rows: Rows, groups: Groups, x: np.ndarray, bias_NO: np.ndarra
     `reference.gpt_oss.per_expert`.
     """
     assert x.shape[1] == rows.columns
-    y, place = np.empty((len(groups.y_row), bias_NO.shape[1]), np.float32), np.int64(0)
-    tile_at = address_of(linear_tile, (rows, groups, place, x, place, y[0], bias_NO, y, place))
+    y = np.empty((len(groups.y_row), bias_NO.shape[1]), np.float32)
+    tile_at = LINEAR_TILE.of((rows, groups, 0, x, 0, y[0], bias_NO, y, 0))
     _grouped_linear(tile_at, rows, groups, x, bias_NO, y)
     return y
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from assay.fast.cpu import dots, lanes
 from assay.fast.cpu.groups import Groups
-from assay.fast.cpu.jit import address_of, get_num_threads, kernel, leaf, parallel_kernel, prange
+from assay.fast.cpu.jit import Address, get_num_threads, kernel, leaf, parallel_kernel, prange
 from assay.fast.cpu.layouts import BIASED, LAYOUTS
 from assay.fast.cpu.phases import call_at
 from assay.fast.cpu.quantise import BLOCK, GRAINS, LINE, PANEL, Panels, panel_width
@@ -215,6 +215,9 @@ def rows_by_panel(rows, first_row, first, count, panels, begin, end, y_row, bias
                 tile_times_panel_in_registers(rows.kind, panel_width(n), *tile, *x, bias, y, y_row, column, n, start)
 
 
+ROWS_BY_TILE, ROWS_BY_PANEL = Address(rows_by_tile), Address(rows_by_panel)
+
+
 @parallel_kernel
 def _product(by_panel, by_tile, rows, groups, panels, shares, bias, y):
     E, O = len(groups.matrix), y.shape[1]  # noqa: E741
@@ -233,10 +236,10 @@ def _product(by_panel, by_tile, rows, groups, panels, shares, bias, y):
 
 def product(rows: Rows, groups: Groups, panels: Panels, bias_NO: np.ndarray) -> np.ndarray:
     """Each column of `quantise`'s panels through its group's matrix of the stack, bias added: float32 [P,O]."""
-    y, place = np.empty((len(groups.y_row), bias_NO.shape[1]), np.float32), np.int64(0)
-    arguments = (rows, place, place, place, panels, place, place, groups.y_row, bias_NO[0], y)
-    by_panel = by_tile = address_of(rows_by_tile, arguments)
+    y = np.empty((len(groups.y_row), bias_NO.shape[1]), np.float32)
+    by_tile = ROWS_BY_TILE.of((rows, 0, 0, 0, panels, 0, 0, groups.y_row, bias_NO[0], y))
+    by_panel = by_tile
     if IN_REGISTERS[rows.kind] and rows.columns // BLOCK >= FEWEST:
-        by_panel = address_of(rows_by_panel, arguments)
+        by_panel = ROWS_BY_PANEL.of((rows, 0, 0, 0, panels, 0, 0, groups.y_row, bias_NO[0], y))
     _product(by_panel, by_tile, rows, groups, panels, get_num_threads(), bias_NO, y)
     return y
