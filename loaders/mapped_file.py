@@ -1,6 +1,7 @@
 """Files mapped into memory, read-only."""
 
 import mmap
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,7 @@ def map_file(path: Path) -> mmap.mmap:
             if not path.stat().st_size:
                 raise CheckpointError("the file is empty (0 bytes)", where=path, remedy="fetch it again")
             data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-            if hasattr(mmap, "MADV_HUGEPAGE"):
+            with suppress(AttributeError, OSError):  # not every system has such pages
                 # Where the file is not in the system's cache yet, Linux reads it there in pages of 2 MB if the file
                 # system can: from these two threads read a third more a second than from pages of 4 KB.
                 data.madvise(mmap.MADV_HUGEPAGE)

@@ -94,7 +94,7 @@ def address_of(function: Any, arguments: tuple) -> int:
 
 
 class Address:
-    """Where a kernel's machine code lies, asked for again and again: to look its types up takes 100 us each time.
+    """Where a kernel's machine code lies, asked for again and again: `address_of` looks every type up each time.
 
     Arrays of other layouts than those before are told apart, for a kernel of one cannot read the other.
     """

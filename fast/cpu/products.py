@@ -42,7 +42,7 @@ for _kind in (Q4_K, Q5_K, Q6_K):
 REGISTERS = (MXFP4_SPLIT, Q8_0, Q4_1)  # the kinds that are decoded there
 IN_REGISTERS = np.isin(np.arange(max(LAYOUTS) + 1), REGISTERS)
 FEWEST = max(LAYOUTS[kind].together for kind in REGISTERS)  # blocks that such a tile has at least
-PANELS = 3  # to decode rows anew for each is faster for so many
+FEW_PANELS = 3  # for so many, to decode rows anew for each is faster than a scratch
 HAS_BIAS = np.isin(np.arange(max(LAYOUTS) + 1), BIASED)
 
 decode_mxfp4_split = lanes.decoder(LAYOUTS[MXFP4_SPLIT])
@@ -215,7 +215,7 @@ def rows_by_panel(rows, first_row, first, count, panels, begin, end, y_row, bias
                 tile_times_panel_in_registers(rows.kind, panel_width(n), *tile, *x, bias, y, y_row, column, n, start)
 
 
-ROWS_BY_TILE, ROWS_BY_PANEL = Address(rows_by_tile), Address(rows_by_panel)
+ROWS_BY_TILE, ROWS_BY_PANEL, ROWS_IN_REGISTERS = map(Address, (rows_by_tile, rows_by_panel, rows_in_registers))
 
 
 @parallel_kernel
@@ -230,7 +230,7 @@ def _product(by_panel, by_tile, rows, groups, panels, shares, bias, y):
             matrix, begin, end = groups.matrix[e], panels.first_panel[e], panels.first_panel[e + 1]
             first = tile * ROWS
             count = min(ROWS, O - first)
-            at = by_panel if end - begin <= PANELS else by_tile
+            at = by_panel if end - begin <= FEW_PANELS else by_tile
             call_at(at, (rows, matrix * O, first, count, panels, begin, end, groups.y_row, bias[matrix], y))
 
 

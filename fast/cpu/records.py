@@ -5,10 +5,10 @@ import numpy as np
 from assay.fast.cpu.attention import attend_one
 from assay.fast.cpu.cache import CpuCache, empty_slots
 from assay.fast.cpu.decode import decode_row
-from assay.fast.cpu.jit import address_of, kernel
+from assay.fast.cpu.jit import Address, address_of, kernel
 from assay.fast.cpu.linear import rows_times_one
 from assay.fast.cpu.phases import bytes_at, codes_at, floats_at, int32s_at, int64s_at
-from assay.fast.cpu.products import IN_REGISTERS, rows_by_tile, rows_in_registers
+from assay.fast.cpu.products import IN_REGISTERS, ROWS_BY_TILE, ROWS_IN_REGISTERS
 from assay.fast.cpu.quantise import BLOCK, NO_ROWS, Panels, empty_columns, quantise_column
 from assay.fast.cpu.rows import Rows
 from assay.fast.cpu.weights import Linear, Weights
@@ -24,6 +24,7 @@ ROWS = np.dtype(
         ),
     ]
 )
+ROWS_TIMES_ONE, QUANTISE_COLUMN = Address(rows_times_one), Address(quantise_column)
 KERNELS = ("rows_in_registers", "rows_by_tile", "rows_times_one", "quantise_column")  # and where they lie
 # `column`: which of the quantised inputs it takes; `prepares`: whether those are to be formed for it, or are there
 MATRIX = np.dtype(
@@ -72,10 +73,10 @@ def _kernels(rows: Rows) -> tuple[int, ...]:
     some = (rows, place, place, place)
     return (
         bool(IN_REGISTERS[rows.kind]),
-        address_of(rows_in_registers, (*some, columns, place, x, x)),
-        address_of(rows_by_tile, (*some, columns, place, place, NO_ROWS, x, x[None])),
-        address_of(rows_times_one, (*some, x, x, x)),
-        address_of(quantise_column, (x, place, place, columns)),
+        ROWS_IN_REGISTERS.of((*some, columns, place, x, x)),
+        ROWS_BY_TILE.of((*some, columns, place, place, NO_ROWS, x, x[None])),
+        ROWS_TIMES_ONE.of((*some, x, x, x)),
+        QUANTISE_COLUMN.of((x, place, place, columns)),
     )
 
 

@@ -1,5 +1,6 @@
 """Checkpoints opened whole: right values from every container, one clear error for everything that is not right."""
 
+import mmap
 from dataclasses import fields, replace
 
 import gguf
@@ -7,6 +8,7 @@ import numpy as np
 import pytest
 
 from assay.loaders import CheckpointError, open_checkpoint
+from assay.loaders.mapped_file import map_file
 from assay.reference.weights import weight_shapes
 from tests.checkpoint_files import CHECKPOINTS, copied, edit_json, edit_tensors, opened, with_weight, write_gguf
 from tests.loaders.broken_checkpoints import BROKEN, GGUF, ONE, SHARD_2, path_of
@@ -260,3 +262,15 @@ def test_no_tokenizer_is_said_when_it_is_asked_for(tmp_path):
     with pytest.raises(CheckpointError, match=r"tokenizer\.json[\s\S]*token ids") as error:
         _ = checkpoint.tokenizer
     assert str(folder) in str(error.value)
+
+
+def test_a_system_without_large_pages_reads_files_too(monkeypatch):
+    """There the advice is an error of its own."""
+
+    class Mapping(mmap.mmap):
+        def madvise(self, *advice):
+            raise OSError(22, "Invalid argument")
+
+    path = CHECKPOINTS / "llama/hf/model.safetensors"
+    monkeypatch.setattr("assay.loaders.mapped_file.mmap.mmap", Mapping)
+    assert bytes(map_file(path)) == path.read_bytes()
