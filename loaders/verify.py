@@ -56,7 +56,8 @@ def verify(path: str | Path, *, quick: bool = False, progress: Progress = lambda
     try:
         with reporting(faults):
             source = locate(path)
-            _read_gguf(source, contents, faults) if source.is_file() else _read_directory(source, contents, faults)
+            read = _read_gguf if source.is_file() else _read_directory
+            read(source, contents, faults)
     except OSError as error:
         faults(CheckpointError(f"cannot be read: {error.strerror or error}", where=path))
     except TooManyFaultsError:
