@@ -194,10 +194,11 @@ def q4_1_whole(builder: Any, load: Callable) -> tuple[Any, Any, Any, Any]:
 def tile_product(layouts: Mapping[int, lanes.Layout], widths: Sequence[int]) -> Any:
     """An intrinsic that multiplies 16 rows of one of the kinds, decoded in registers, with a panel of C columns.
 
-    Its arguments: the kind and C; the rows' bytes, where the first begins, the stride between them, how many of the 16
-    there are, and their number of blocks of 32, at least `together`; the panel's codes, scale, correction and sums, and
-    where its first block lies in them; what is added to each row, and the results, [., O], of which each column has a
-    row: those from place p on of `y_row`, n of them and the last again; and the first row's place in both.
+    Its arguments: the kind and C; the rows' bytes, where the first begins, the stride between them, and their number
+    of blocks of 32, at least `together`; the panel's codes, scale, correction and sums, and where its first block lies
+    in them; what is added to each row, and the results, [., O], of which each column has a row: those from place p on
+    of `y_row`, n of them and the last again; the first row's place in both, and which of the 16 results are stored:
+    those from `begin` to before `end`.
     """
 
     @intrinsic
@@ -208,7 +209,6 @@ def tile_product(layouts: Mapping[int, lanes.Layout], widths: Sequence[int]) -> 
         data,
         at,
         stride,
-        count,
         blocks,
         x,
         scale,
@@ -221,6 +221,8 @@ def tile_product(layouts: Mapping[int, lanes.Layout], widths: Sequence[int]) -> 
         p,
         n,
         to,
+        begin,
+        end,
     ):
         def emit(context, builder, signature, args):
             kind, C, *args = args
@@ -233,63 +235,126 @@ def tile_product(layouts: Mapping[int, lanes.Layout], widths: Sequence[int]) -> 
 
         int64 = types.int64
         panel = (x, scale, correction, sums, int64)
-        return types.none(int64, int64, data, *[int64] * 4, *panel, bias, y, y_row, int64, int64, int64), emit
+        results = (bias, y, y_row, *[int64] * 5)
+        return types.none(int64, int64, data, *[int64] * 3, *panel, *results), emit
 
     return multiply
 
 
+COLUMNS = 4  # whose dot products go side by side: each takes four cycles to give the next its sum
+
+
 def _emit_tile_product(context: Any, builder: Any, types_: Any, args: Any, C: int, layout: lanes.Layout) -> None:
-    data, place, stride, count, blocks, *_, at, bias, y, y_row, p, n, to = args
+    data, place, stride, blocks, *_, at, bias, y, y_row, p, n, to, begin_row, end_row = args
     constant = lambda value: ir.Constant(place.type, value)  # noqa: E731
-    unit, last = layout.together, builder.sub(count, constant(1))
-    _, outputs = cgutils.unpack_tuple(builder, context.make_array(types_[11])(context, builder, y).shape, 2)
+    unit, last_unit = layout.together, builder.sub(blocks, constant(layout.together))
+    _, outputs = cgutils.unpack_tuple(builder, context.make_array(types_[10])(context, builder, y).shape, 2)
 
     def everywhere(index: int, at: Any, vector: Any) -> Any:
-        """An element of the panel's codes (5), scale (6), correction (7) or sums (8)."""
+        """An element of the panel's codes (4), scale (5), correction (6) or sums (7)."""
         return simd._broadcast(
             builder, simd._load(context, builder, types_[index], args[index], at, vector.element), vector
         )
 
-    def add_block(block: Any, words: list[Any], row_scale: Any, row_bias: Any) -> None:
+    def add_block(block: Any, once: Any, words: list[Any], row_scale: Any, row_bias: Any) -> None:
         block = builder.add(at, builder.mul(block, constant(C)))
         first = builder.mul(block, constant(32))
-        for c, total in enumerate(totals):
-            of_c = builder.add(block, constant(c))
-            dot = everywhere(7, of_c, INTS.llvm)
+        row_scale, row_bias = (lane and builder.fmul(lane.value, once) for lane in (row_scale, row_bias))
+        for begin in range(0, C, COLUMNS):
+            columns = range(begin, min(begin + COLUMNS, C))
+            dots = {c: everywhere(6, builder.add(block, constant(c)), INTS.llvm) for c in columns}
             for i, word in enumerate(words):
-                four = everywhere(5, builder.add(first, constant(4 * (C * i + c))), INTS.llvm)
                 codes = builder.bitcast(word.value, BYTES.llvm)
-                dot = simd._dot_bytes(builder, dot, codes, builder.bitcast(four, BYTES.llvm))
-            factor = builder.fmul(everywhere(6, of_c, FLOATS.llvm), row_scale)
-            sum_ = builder.load(total)
-            if row_bias is not None:
-                sum_ = simd._multiply_add(builder, row_bias, everywhere(8, of_c, FLOATS.llvm), sum_)
-            builder.store(simd._multiply_add(builder, builder.sitofp(dot, FLOATS.llvm), factor, sum_), total)
+                for c in columns:
+                    four = everywhere(4, builder.add(first, constant(4 * (C * i + c))), INTS.llvm)
+                    dots[c] = simd._dot_bytes(builder, dots[c], codes, builder.bitcast(four, BYTES.llvm))
+            for c in columns:
+                of_c, sum_ = builder.add(block, constant(c)), builder.load(totals[c])
+                factor = builder.fmul(everywhere(5, of_c, FLOATS.llvm), row_scale)
+                if row_bias is not None:
+                    sum_ = simd._multiply_add(builder, row_bias, everywhere(7, of_c, FLOATS.llvm), sum_)
+                product = builder.sitofp(dots[c], FLOATS.llvm)
+                builder.store(simd._multiply_add(builder, product, factor, sum_), totals[c])
 
+    def start_of(number: Any) -> tuple[Any, Any]:
+        """Where a unit of blocks is due, and where it begins: the last one ends where the row does."""
+        due = builder.mul(number, constant(unit))
+        return due, builder.select(builder.icmp_signed("<", due, last_unit), due, last_unit)
+
+    def unit_at(begin: Any) -> lanes.Unit:
+        first, last = builder.add(place, builder.mul(begin, constant(layout.nbytes))), constant(lanes.ROWS - 1)
+        return lanes.Unit(context, builder, types_[0], data, first, stride, last, layout, unit)
+
+    def first_block(number: Any) -> list[Any]:
+        """What is handed on of a unit whose turn comes next: its scales' bytes, and its first block decoded."""
+        coming = unit_at(start_of(number)[1])
+        sides = coming.sides()
+        ((words, row_scale, row_bias),) = coming.decoder(sides)(0)
+        return [sides, row_scale.value, row_bias and row_bias.value, *(word.value for word in words)]
+
+    simd._align_stack(builder)
     totals = [cgutils.alloca_once_value(builder, ir.Constant(FLOATS.llvm, None)) for _ in range(C)]
     for total in totals:
         builder.store(ir.Constant(FLOATS.llvm, None), total)
+    values = first_block(constant(0))
+    coming = [value and cgutils.alloca_once(builder, value.type) for value in values]
+    _store_all(builder, values, coming)
+    next_tile = builder.add(place, builder.mul(stride, constant(lanes.ROWS)))
+    bytes_ = layout.nbytes * unit * lanes.ROWS
     units = builder.sdiv(builder.add(blocks, constant(unit - 1)), constant(unit))
     with cgutils.for_range(builder, units) as loop:
-        # the last unit ends where the row does: of its blocks those that were there before count for nothing
-        due, begin = builder.mul(loop.index, constant(unit)), builder.sub(blocks, constant(unit))
-        begin = builder.select(builder.icmp_signed("<", due, begin), due, begin)
-        start = builder.add(place, builder.mul(begin, constant(layout.nbytes)))
-        decoded = lanes.emit_blocks(context, builder, types_[0], data, start, stride, last, layout, unit)
-        for s, (words, row_scale, row_bias) in enumerate(decoded):
-            block = builder.add(begin, constant(s))
-            once = builder.uitofp(builder.icmp_signed(">=", block, due), F32)  # as a product it is not made a branch
-            once = simd._broadcast(builder, once, FLOATS.llvm)
-            row_scale, row_bias = (lane and builder.fmul(lane.value, once) for lane in (row_scale, row_bias))
-            add_block(block, words, row_scale, row_bias)
-    there = simd._broadcast(builder, builder.trunc(count, I32), INTS.llvm)
-    there = builder.icmp_signed("<", ir.Constant(INTS.llvm, list(range(16))), there)
-    added = simd._masked_load(context, builder, types_[10], bias, to, there)
+        due, begin = start_of(loop.index)
+        share = builder.add(next_tile, builder.mul(loop.index, constant(bytes_)))
+        _prefetch(context, builder, types_[0], data, share, bytes_)
+        sides, *block = [kept and builder.load(kept) for kept in coming]
+        decode = unit_at(begin).decoder(sides)
+        row_scale, row_bias, *words = [value and lanes.Lanes(builder, value) for value in block]
+        for s in range(unit):
+            start, into = len(builder.block.instructions), builder.block
+            number = builder.add(begin, constant(s))
+            # of the last unit's blocks those that were there before count for nothing: as a factor that is no branch
+            once = builder.uitofp(builder.icmp_signed(">=", number, due), F32)
+            add_block(number, simd._broadcast(builder, once, FLOATS.llvm), words, row_scale, row_bias)
+            middle = len(builder.block.instructions)
+            if s + 1 < unit:
+                ((words, row_scale, row_bias),) = decode(s + 1)
+            else:
+                _store_all(builder, first_block(builder.add(loop.index, constant(1))), coming)
+            if builder.block is into:  # it is not where bounds are checked
+                _interleave(into.instructions, start, middle)
+    lane = ir.Constant(INTS.llvm, list(range(16)))
+    low, high = (simd._broadcast(builder, builder.trunc(row, I32), INTS.llvm) for row in (begin_row, end_row))
+    there = builder.and_(builder.icmp_signed(">=", lane, low), builder.icmp_signed("<", lane, high))
+    added = simd._masked_load(context, builder, types_[9], bias, to, there)
     for c, total in enumerate(totals):
         column = builder.select(builder.icmp_signed("<", constant(c), n), constant(c), builder.sub(n, constant(1)))
-        row = simd._load(context, builder, types_[12], y_row, builder.add(p, column), simd.I64)
+        row = simd._load(context, builder, types_[11], y_row, builder.add(p, column), simd.I64)
         at_c = builder.add(builder.mul(row, outputs), to)
-        simd._masked_store(context, builder, types_[11], y, at_c, there, builder.fadd(builder.load(total), added))
+        simd._masked_store(context, builder, types_[10], y, at_c, there, builder.fadd(builder.load(total), added))
+
+
+def _store_all(builder: Any, values: Sequence[Any], places: Sequence[Any]) -> None:
+    for value, place in zip(values, places, strict=True):
+        if value is not None:
+            builder.store(value, place)
+
+
+def _interleave(instructions: list[Any], start: int, middle: int) -> None:
+    """Mix the instructions before and after `middle` evenly, neither of which need the others' results.
+
+    The processor looks a hundred or two ahead: it does both at the same time only where they lie side by side.
+    """
+    sides = instructions[start:middle], instructions[middle:]
+    order = [((i + 0.5) / len(side), which, i) for which, side in enumerate(sides) for i in range(len(side))]
+    instructions[start:] = [sides[which][i] for _, which, i in sorted(order)]
+
+
+def _prefetch(context: Any, builder: Any, data_type: Any, data: Any, place: Any, nbytes: int) -> None:
+    """Ask the memory for some bytes; they may lie beyond the array's end."""
+    array = context.make_array(data_type)(context, builder, data)
+    for offset in range(0, nbytes, 64):
+        at = builder.add(place, ir.Constant(place.type, offset))
+        simd._prefetch(builder, builder.gep(array.data, [at]), 2)
 
 
 def panel_product(columns: int, words: int, biased: bool) -> Any:

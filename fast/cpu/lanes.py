@@ -5,7 +5,7 @@ offset in the blocks of all rows, and of the arithmetic here. Handed the `Lanes`
 compiled, it emits vector code; handed NumPy's arrays and `NUMPY` (in the tests) it computes the same numbers.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -128,16 +128,15 @@ def fetched(nbytes: int) -> list[int]:
 class Words:
     """`word(offset)` of some stored blocks, fetched when first asked for; of a scale that comes apart its bytes alone.
 
-    `fetch(start)` answers the four words from there on, `gather(places)` four bytes of each row as a word.
+    `fetch(start)` answers the four words from there on; `sides` are the scales' bytes, a word of each row.
     """
 
-    def __init__(self, builder: Any, layout: Layout, together: int, fetch: Callable, gather: Callable) -> None:
+    def __init__(self, builder: Any, layout: Layout, together: int, fetch: Callable, sides: Any) -> None:
         self._builder, self._fetch, self._starts = builder, fetch, layout.starts(together)
         self._words: dict[int, Any] = {}
-        if places := layout.sides(together):
-            four = gather(places)
-            for i in range(0, len(places), layout.side):
-                self._words[places[i]] = builder.lshr(four, simd._splat(INTS.llvm, 8 * i))
+        places = layout.sides(together)
+        for i in range(0, len(places), layout.side or 1):
+            self._words[places[i]] = builder.lshr(sides, simd._splat(INTS.llvm, 8 * i))
 
     def __call__(self, offset: int) -> Lanes:
         if offset not in self._words:
@@ -181,29 +180,47 @@ def _prefetch_next_tile(builder: Any, rows: list[Any], stride: Any, nbytes: int)
             simd._prefetch(builder, at, 2)
 
 
-def emit_blocks(
-    context: Any, builder: Any, data_type: Any, data: Any, place: Any, stride: Any, last: Any, layout: Layout, n: int
-) -> Iterator[Block]:
-    """The n stored blocks from a place on, of 16 rows, decoded, one after the other."""
-    rows = _row_pointers(context, builder, data_type, data, place, stride, last, layout.nbytes * n)
+class Unit:
+    """n stored blocks from a place on of 16 rows, decoded where the function being compiled has come to."""
 
-    def of_each_row(start: int, count: int) -> list[Any]:
-        at = [builder.gep(builder.bitcast(row, I8.as_pointer()), [ir.Constant(I32, start)]) for row in rows]
-        return [builder.load(builder.bitcast(p, ir.VectorType(I8, count).as_pointer()), align=1) for p in at]
+    def __init__(
+        self,
+        context: Any,
+        builder: Any,
+        data_type: Any,
+        data: Any,
+        place: Any,
+        stride: Any,
+        last: Any,
+        layout: Layout,
+        n: int,
+    ) -> None:
+        self._builder, self._layout, self._n = builder, layout, n
+        self.rows = _row_pointers(context, builder, data_type, data, place, stride, last, layout.nbytes * n)
 
-    def fetch(start: int) -> list[Any]:
-        vectors = of_each_row(start, LOADED)
-        return simd._transpose(builder, [simd._join(builder, vectors[i : i + 4]) for i in range(0, ROWS, 4)])
+    def _of_each_row(self, start: int, count: int) -> list[Any]:
+        builder, target = self._builder, ir.VectorType(I8, count).as_pointer()
+        at = [builder.gep(builder.bitcast(row, I8.as_pointer()), [ir.Constant(I32, start)]) for row in self.rows]
+        return [builder.load(builder.bitcast(p, target), align=1) for p in at]
 
-    def gather(places: list[int]) -> Any:
-        vectors, picks = of_each_row(0, 64), [*places, *(64 + place for place in places)]
+    def _fetch(self, start: int) -> list[Any]:
+        vectors = self._of_each_row(start, LOADED)
+        fours = [simd._join(self._builder, vectors[i : i + 4]) for i in range(0, ROWS, 4)]
+        return simd._transpose(self._builder, fours)
+
+    def sides(self) -> Any:
+        """The bytes of the scales that are fetched apart, a word of each row; None where the layout has none."""
+        builder, places = self._builder, self._layout.sides(self._n)
+        if not places:
+            return None
+        vectors, picks = self._of_each_row(0, 64), [*places, *(64 + place for place in places)]
         pairs = [simd._shuffle(builder, a, b, picks) for a, b in zip(vectors[::2], vectors[1::2], strict=True)]
         return builder.bitcast(simd._join(builder, pairs), INTS.llvm)
 
-    _prefetch_next_tile(builder, rows, stride, layout.nbytes * n)
-    word = Words(builder, layout, n, fetch, gather)
-    for s in range(n):
-        yield from layout.decode(lambda at, s=s: word(s * layout.nbytes + at), EMITTED)
+    def decoder(self, sides: Any) -> Callable[[int], list[Block]]:
+        """What answers the blocks of weights in the stored block s, given `sides()`."""
+        word = Words(self._builder, self._layout, self._n, self._fetch, sides)
+        return lambda s: self._layout.decode(lambda at: word(s * self._layout.nbytes + at), EMITTED)
 
 
 def _store_blocks(context: Any, builder: Any, types_: Any, args: Any, layout: Layout, together: int, unit: Any) -> None:
@@ -211,7 +228,10 @@ def _store_blocks(context: Any, builder: Any, types_: Any, args: Any, layout: La
     data, place, stride, last, codes, scales, biases = args
     constant = lambda value: ir.Constant(place.type, value)  # noqa: E731
     place = builder.add(place, builder.mul(unit, constant(layout.nbytes * together)))
-    blocks = list(emit_blocks(context, builder, types_[0], data, place, stride, last, layout, together))
+    stored = Unit(context, builder, types_[0], data, place, stride, last, layout, together)
+    _prefetch_next_tile(builder, stored.rows, stride, layout.nbytes * together)
+    decode = stored.decoder(stored.sides())
+    blocks = [block for s in range(together) for block in decode(s)]
     first = builder.mul(unit, constant(len(blocks)))
     for number, (words, scale, bias) in enumerate(blocks):
         block = builder.add(first, constant(number))

@@ -1,7 +1,8 @@
 """Products of encoded rows with quantised inputs, on the blocks where they lie.
 
 Sixteen rows are decoded, some blocks at a time, to a scratch that stays in the first cache, and meet panels of up
-to 12 columns. Of the commonest encodings a row is decoded in registers for one column, and 16 rows for one panel.
+to 12 columns. Of the commonest encodings they are decoded in registers, 16 rows for each panel, one for each column
+that is alone.
 """
 
 import numpy as np
@@ -42,7 +43,7 @@ for _kind in (Q4_K, Q5_K, Q6_K):
 REGISTERS = (MXFP4_SPLIT, Q8_0, Q4_1)  # the kinds that are decoded there
 IN_REGISTERS = np.isin(np.arange(max(LAYOUTS) + 1), REGISTERS)
 FEWEST = max(LAYOUTS[kind].together for kind in REGISTERS)  # blocks that such a tile has at least
-FEW_PANELS = 3  # for so many, to decode rows anew for each is faster than a scratch
+NEAR = 8  # panels that stay in the second cache while the rows pass by
 HAS_BIAS = np.isin(np.arange(max(LAYOUTS) + 1), BIASED)
 
 decode_mxfp4_split = lanes.decoder(LAYOUTS[MXFP4_SPLIT])
@@ -199,47 +200,48 @@ def rows_in_registers(rows, first_row, first, count, p, k, bias, y):
         y[r] += bias[r]
 
 
-@kernel
-def rows_by_panel(rows, first_row, first, count, panels, begin, end, y_row, bias, y):
-    """`rows_by_tile` of the encodings in `IN_REGISTERS`; allocates nothing."""
-    blocks, stride, p = rows.columns // BLOCK, rows.codes_stride, panels
+@leaf
+def rows_by_panel(rows, first_row, first, count, p, begin, end, y_row, bias, y):
+    """`rows_by_tile` of the encodings in `IN_REGISTERS`, of a matrix of 16 rows at least."""
+    blocks, stride = rows.columns // BLOCK, rows.codes_stride
     for start in range(first, first + count, ROWS):
-        tile = (rows.codes, (first_row + start) * stride, stride, min(ROWS, first + count - start), blocks)
+        at = min(start, len(bias) - ROWS)  # the last tile ends where the matrix does
+        tile = (rows.codes, (first_row + at) * stride, stride, blocks)
+        stored = (start - at, min(ROWS, first + count - at))
         for k in range(begin, end):
             column = p.column[k]
             n = p.column[k + 1] - column
             if n == 1:
-                rows_in_registers(rows, first_row, start, tile[3], p, k, bias, y[y_row[column]])
+                rows_in_registers(rows, first_row, at + stored[0], stored[1] - stored[0], p, k, bias, y[y_row[column]])
             else:
                 x = (p.codes, p.scale, p.correction, p.sums, p.at[k])
-                tile_times_panel_in_registers(rows.kind, panel_width(n), *tile, *x, bias, y, y_row, column, n, start)
+                results = (bias, y, y_row, column, n, at)
+                tile_times_panel_in_registers(rows.kind, panel_width(n), *tile, *x, *results, *stored)
 
 
 ROWS_BY_TILE, ROWS_BY_PANEL, ROWS_IN_REGISTERS = map(Address, (rows_by_tile, rows_by_panel, rows_in_registers))
 
 
 @parallel_kernel
-def _product(by_panel, by_tile, rows, groups, panels, shares, bias, y):
+def _product(at, rows, groups, panels, shares, bias, y):
     E, O = len(groups.matrix), y.shape[1]  # noqa: E741
-    # each thread has an equal share of every group, and in it rows that follow each other
-    tiles = (O + ROWS - 1) // ROWS
-    size = (tiles + shares - 1) // shares
-    for job in prange(shares * E * size):
-        e, tile = np.int64(job) // size % E, np.int64(job) // size // E * size + np.int64(job) % size
-        if tile < tiles:
+    # each thread has one share of every group's rows: as many jobs as that, for each hands its arrays over anew
+    size = ((O + ROWS - 1) // ROWS + shares - 1) // shares * ROWS
+    for job in prange(shares * E):
+        e, first = np.int64(job) % E, np.int64(job) // E * size
+        count = min(size, O - first)
+        if count > 0:
             matrix, begin, end = groups.matrix[e], panels.first_panel[e], panels.first_panel[e + 1]
-            first = tile * ROWS
-            count = min(ROWS, O - first)
-            at = by_panel if end - begin <= FEW_PANELS else by_tile
-            call_at(at, (rows, matrix * O, first, count, panels, begin, end, groups.y_row, bias[matrix], y))
+            for k in range(begin, end, NEAR):
+                some = (panels, k, min(k + NEAR, end))
+                call_at(at, (rows, matrix * O, first, count, *some, groups.y_row, bias[matrix], y))
 
 
 def product(rows: Rows, groups: Groups, panels: Panels, bias_NO: np.ndarray) -> np.ndarray:
     """Each column of `quantise`'s panels through its group's matrix of the stack, bias added: float32 [P,O]."""
     y = np.empty((len(groups.y_row), bias_NO.shape[1]), np.float32)
-    by_tile = ROWS_BY_TILE.of((rows, 0, 0, 0, panels, 0, 0, groups.y_row, bias_NO[0], y))
-    by_panel = by_tile
-    if IN_REGISTERS[rows.kind] and rows.columns // BLOCK >= FEWEST:
-        by_panel = ROWS_BY_PANEL.of((rows, 0, 0, 0, panels, 0, 0, groups.y_row, bias_NO[0], y))
-    _product(by_panel, by_tile, rows, groups, panels, get_num_threads(), bias_NO, y)
+    in_registers = IN_REGISTERS[rows.kind] and rows.columns // BLOCK >= FEWEST and y.shape[1] >= ROWS
+    run = ROWS_BY_PANEL if in_registers else ROWS_BY_TILE
+    at = run.of((rows, 0, 0, 0, panels, 0, 0, groups.y_row, bias_NO[0], y))
+    _product(at, rows, groups, panels, get_num_threads(), bias_NO, y)
     return y

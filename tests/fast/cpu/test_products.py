@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from assay.fast.cpu.groups import by_expert, one_group
-from assay.fast.cpu.products import IN_REGISTERS, product, rows_by_tile, rows_in_registers
+from assay.fast.cpu.products import FEWEST, IN_REGISTERS, product, rows_by_panel, rows_by_tile, rows_in_registers
 from assay.fast.cpu.quantise import NO_ROWS, empty_columns, quantise, quantise_column
 from assay.fast.cpu.rows import encoded_rows
 from assay.reference.formats import BF16, F16, GGML_BLOCKS, AffineGroups
@@ -18,6 +18,7 @@ from tests.fast.models import quantised_tensor
 
 GGUF = ["MXFP4_BLOCKS", "Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q4_K", "Q5_K", "Q6_K"]
 ENCODINGS = [*GGUF, "MXFP4", "affine4", "affine8"]
+REGISTERS = ["MXFP4_BLOCKS", "Q8_0", "Q4_1"]  # that are decoded there
 # Each block's integers are exact; the sum of up to 90 blocks in float32, each rounded three times, with the bias's
 # term once more, stays far below this share of the sum of magnitudes (1e-6 is 17 U; the largest seen is 5 U).
 ALLOWANCE = 1e-6
@@ -43,9 +44,9 @@ def assert_product(got, x, w, bias, encoding):
 
 
 @pytest.mark.parametrize("encoding", ENCODINGS)
-@pytest.mark.parametrize("T", [1, 2, 3, 4, 5, 8, 9, 12, 13, 25])
+@pytest.mark.parametrize("T", [1, 2, 3, 4, 5, 8, 9, 12, 13, 25, 101])
 def test_linear(encoding, T):
-    """Row by row and by tile; rows no multiple of 16, blocks no multiple of 4 or of a tile's chunk."""
+    """Row by row and by tile; rows no multiple of 16, blocks no multiple of 4 or of a tile's chunk; many panels."""
     rng = np.random.default_rng(T)
     for O, blocks in [(1, 1), (33, 3), (18, 13), (16, 90)]:  # noqa: E741
         I = blocks * 32 if block_of(encoding) == 32 else -(-blocks // 8) * 256  # noqa: E741
@@ -85,6 +86,25 @@ def test_experts(encoding, T):
     for t in range(T):
         for a, e in enumerate(ids_TA[t]):
             assert_product(got[t, a], x[t : t + 1], w[e], bias[e], encoding)
+
+
+@pytest.mark.parametrize("encoding", REGISTERS)
+@pytest.mark.parametrize("T", [2, 3, 14])
+def test_runs_of_rows(encoding, T):
+    """Rows of one matrix by runs that begin and end anywhere: each run writes its own outputs and no others."""
+    rng = np.random.default_rng(T)
+    tensor = quantised_tensor(rng, "w", (2, 45, 32 * FEWEST + 96), encoding)
+    rows, groups, x = encoded_rows(tensor), one_group(T), rng.normal(size=(T, tensor.shape[-1])).astype(np.float32)
+    bias, panels = rng.normal(size=(2, 45)).astype(np.float32), quantise(x, groups, rows.kind)
+    whole = np.full((T, 45), np.nan, np.float32)
+    for first, count in ((0, 7), (7, 33), (40, 5)):
+        y = np.full((T, 45), np.nan, np.float32)
+        rows_by_panel(rows, 45, first, count, panels, 0, len(panels.at), groups.y_row, bias[1], y)
+        run = slice(first, first + count)
+        assert np.isnan(y[:, :first]).all()
+        assert np.isnan(y[:, first + count :]).all()
+        whole[:, run] = y[:, run]
+    assert_product(whole, x, tensor.decode()[1], bias[1], encoding)
 
 
 @pytest.mark.parametrize("encoding", ENCODINGS)
