@@ -1,4 +1,4 @@
-"""Fused attention: scores, softmax with the sink, and weighted values of one query head at a time.
+"""Fused attention: scores, softmax with the sink, and weighted values of the query heads of one key head.
 
 Twin of `attention_scores`, `attention_weights` and `attention_heads` in `reference/ops.py`; the [H,T,S]
 matrices between them are never formed. Sums over keys start at a query's first visible key and never depend on
@@ -13,122 +13,108 @@ from assay.fast.cpu import simd
 from assay.fast.cpu.cache import LANES, LayerCache
 from assay.fast.cpu.decode import float_at, half_at
 from assay.fast.cpu.elementwise import exp
+from assay.fast.cpu.heads import add_weighted_values, scores_of_block
 from assay.fast.cpu.jit import inlined, kernel, parallel_kernel, prange
 
 RUN = 64  # keys whose weighted values are summed before the sum is added to the others: few roundings in a chain
+TOGETHER = 4  # query heads at most that read the same keys together
 
 
 @inlined
-def load16(half, data, at):
-    """16 numbers from number `at` on, float32 or float16."""
-    if half:
-        return simd.halves_to_floats(simd.load_16_halfwords(data, 2 * at))
-    return simd.load_floats(data, 4 * at)
+def number_at(half, data, at):
+    """Number `at`, float32 or float16."""
+    return half_at(data, 2 * at) if half else float_at(data, 4 * at)
 
 
 @inlined
-def scores_of_block(half, q_C, slots, block, head):
-    """q times 16 keys that stand side by side."""
-    C, keys = len(q_C), slots.k
-    a = b = c = d = simd.zeros()
-    at = (block * slots.heads + head) * C * LANES
-    for i in range(0, C - 3, 4):
-        a = simd.multiply_add(simd.splat(q_C[i]), load16(half, keys, at + LANES * i), a)
-        b = simd.multiply_add(simd.splat(q_C[i + 1]), load16(half, keys, at + LANES * (i + 1)), b)
-        c = simd.multiply_add(simd.splat(q_C[i + 2]), load16(half, keys, at + LANES * (i + 2)), c)
-        d = simd.multiply_add(simd.splat(q_C[i + 3]), load16(half, keys, at + LANES * (i + 3)), d)
-    for i in range(C // 4 * 4, C):
-        a = simd.multiply_add(simd.splat(q_C[i]), load16(half, keys, at + LANES * i), a)
-    return simd.add(simd.add(a, b), simd.add(c, d))
-
-
-@inlined
-def weighted_values(half, weights, slots, slot, head, out_C):
-    """Add the values from a slot on, times the weights, to `out_C`."""
-    S, K, C, values = slots.blocks * LANES, slots.heads, len(out_C), slots.v
-    for c in range(0, C - 15, 16):
-        even = odd = simd.zeros()
-        s = slot
-        for n in range(0, len(weights) - 1, 2):
-            after = s + 1 if s + 1 < S else 0
-            even = simd.multiply_add(simd.splat(weights[n]), load16(half, values, (s * K + head) * C + c), even)
-            at = (after * K + head) * C + c
-            odd = simd.multiply_add(simd.splat(weights[n + 1]), load16(half, values, at), odd)
-            s = after + 1 if after + 1 < S else 0
-        if len(weights) % 2:
-            last = weights[len(weights) - 1]
-            even = simd.multiply_add(simd.splat(last), load16(half, values, (s * K + head) * C + c), even)
-        simd.store_floats(out_C, c, simd.add(simd.load_floats(out_C, c), simd.add(even, odd)))
-    for c in range(C // 16 * 16, C):
+def weighted_values(n, weights, first, slots, slot, head, C, out, to):
+    """Add the last C % 16 channels of n values from a slot on, times their weights, to one query head's outputs."""
+    S, K = slots.blocks * LANES, slots.heads
+    for c in range(C // LANES * LANES, C):
         total, s = np.float32(0), slot
-        for n in range(len(weights)):
-            at = (s * K + head) * C + c
-            total += weights[n] * (half_at(values, 2 * at) if half else float_at(values, 4 * at))
+        for i in range(first, first + n):
+            total += weights[i] * number_at(slots.half, slots.v, (s * K + head) * C + c)
             s = s + 1 if s + 1 < S else 0
-        out_C[c] += total
+        out[to + c] += total
 
 
-@kernel
-def largest_of(weights, least):
-    """The largest of some numbers in whole vectors, at least `least`."""
-    largest = np.empty(LANES, np.float32)
-    vector = simd.splat(np.float32(least))
-    for n in range(0, len(weights), LANES):
-        vector = simd.larger(simd.load_floats(weights, n), vector)
-    simd.store_floats(largest, 0, vector)
-    for lane in range(LANES):
-        least = max(least, largest[lane])
-    return np.float32(least)
-
-
-@kernel
-def attend_one(q_C, slots, start, first, last, head, sink, out_C):
-    """One query head over the keys of positions first .. last, in slots that begin at position `start`."""
-    blocks, S, count = slots.blocks, slots.blocks * LANES, last + 1 - first
-    begin = (first - start) // LANES  # the first block with a visible key
-    before = first - start - begin * LANES
-    weights = np.empty((before + count + LANES - 1) // LANES * LANES, np.float32)
-    scale = simd.splat(np.float32(1 / math.sqrt(len(q_C))))
-    for n in range(0, len(weights), LANES):
-        block = (begin + n // LANES) % blocks
-        if slots.half:  # asked here, so that there is one loop over the numbers of either kind
-            score = scores_of_block(True, q_C, slots, block, head)
-        else:
-            score = scores_of_block(False, q_C, slots, block, head)
-        simd.store_floats(weights, n, simd.multiply(score, scale))
+@inlined
+def soften(weights, before, end, sink):
+    """Of scores the exponentials, those that are not visible being zero; and the share that one counts."""
     for n in range(before):
         weights[n] = -np.inf
-    for n in range(before + count, len(weights)):
+    for n in range(end, len(weights)):
         weights[n] = -np.inf
-    largest = largest_of(weights, np.float32(sink))
-    total = simd.zeros()
+    vector = simd.splat(np.float32(sink))
+    for n in range(0, len(weights), LANES):
+        vector = simd.larger(simd.load_floats(weights, n), vector)
+    largest, total = simd.largest_float(vector), simd.zeros()
     for n in range(len(weights)):
         weights[n] = exp(weights[n] - largest)
     for n in range(0, len(weights), LANES):
         total = simd.add(total, simd.load_floats(weights, n))
-    for c in range(len(out_C)):
-        out_C[c] = 0
-    for n in range(0, count, RUN):
-        run = weights[before + n : before + min(n + RUN, count)]
-        if slots.half:
-            weighted_values(True, run, slots, (first - start + n) % S, head, out_C)
-        else:
-            weighted_values(False, run, slots, (first - start + n) % S, head, out_C)
     # the sink takes weight but has no value
-    share = np.float32(1) / (simd.sum_floats(total) + exp(np.float32(sink) - largest))
-    for c in range(len(out_C)):
-        out_C[c] *= share
+    return np.float32(1) / (simd.sum_floats(total) + exp(np.float32(sink) - largest))
+
+
+@kernel
+def attend_heads(q, at, C, sinks, h, heads, slots, start, first, last, head, out):
+    """Query heads h and after, 1, 2 or 4, of one key head over the keys of positions first .. last.
+
+    Head h's query and output are C numbers from place `at` on; the slots begin at position `start`.
+    """
+    blocks, S, count = slots.blocks, slots.blocks * LANES, last + 1 - first
+    begin = (first - start) // LANES  # the first block with a visible key
+    before = first - start - begin * LANES
+    size = (before + count + LANES - 1) // LANES * LANES
+    weights = np.empty(heads * size, np.float32)
+    scale = np.float32(1 / math.sqrt(C))
+    for n in range(0, size, LANES):
+        keys = (((begin + n // LANES) % blocks) * slots.heads + head) * C * LANES
+        scores_of_block(slots.half, heads, q, at, C, slots.k, keys, scale, weights, n, size)
+    outputs = out[at : at + heads * C]
+    for i in range(len(outputs)):
+        outputs[i] = 0
+    shares = np.empty(heads, np.float32)
+    for g in range(heads):
+        shares[g] = soften(weights[g * size : (g + 1) * size], before, before + count, sinks[h + g])
+    for n in range(0, count, RUN):
+        some, slot = min(RUN, count - n), (first - start + n) % S
+        row, place = slots.heads * C, head * C
+        add_weighted_values(
+            slots.half, heads, some, weights, before + n, size, slots.v, slot, S, row, place, C, out, at
+        )
+        for g in range(heads):
+            weighted_values(some, weights, g * size + before + n, slots, slot, head, C, out, at + g * C)
+    for g in range(heads):
+        for i in range(C):
+            outputs[g * C + i] *= shares[g]
+
+
+@kernel
+def attend_some(q, at, C, sinks, h, heads, slots, start, first, last, head, out):
+    """`attend_heads` of any number of them."""
+    done = 0
+    while done < heads:
+        some = 4 if heads - done >= 4 else 2 if heads - done >= 2 else 1
+        attend_heads(q, at + done * C, C, sinks, h + done, some, slots, start, first, last, head, out)
+        done += some
 
 
 @parallel_kernel
 def _attend(q_THC, slots, start, length, window, sink_H, out_THC):
-    T, H = q_THC.shape[0], q_THC.shape[1]
+    T, H, C = q_THC.shape
+    q, out = q_THC.reshape(-1), out_THC.reshape(-1)
     G = H // slots.heads
-    for job in prange(T * H):
-        t, h = np.int64(job) % T, np.int64(job) // T  # all of a head's queries: threads share long and short ones
-        last = length + t
+    parts = (G + TOGETHER - 1) // TOGETHER
+    for job in prange(T * slots.heads * parts):
+        i, part = np.int64(job) % T, np.int64(job) // T
+        t = i // 2 if i % 2 == 0 else T - 1 - i // 2  # threads share queries of few and of many keys
+        head, done = part // parts, part % parts * TOGETHER
+        h, last = head * G + done, length + t
         first = max(np.int64(0), last + 1 - window)  # the window counts the query's own position
-        attend_one(q_THC[t, h], slots, start, first, last, h // G, sink_H[h], out_THC[t, h])
+        some = min(TOGETHER, G - done)
+        attend_some(q, (t * H + h) * C, C, sink_H, h, some, slots, start, first, last, head, out)
 
 
 def attend(
@@ -138,7 +124,7 @@ def attend(
 
     Query head h reads key head h // G. A sink of -inf is none. The cache's length stays as it is.
     """
-    out_THC = np.empty_like(q_THC)
+    q_THC, out_THC = np.ascontiguousarray(q_THC), np.empty(q_THC.shape, np.float32)
     slots = layer.with_chunk(k_TKC, v_TKC)
     _attend(q_THC, slots.in_bytes(), slots.start, layer.length, layer.window, sink_H, out_THC)
     return out_THC

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from assay.fast.cpu.attention import attend_one
+from assay.fast.cpu.attention import attend_some
 from assay.fast.cpu.cache import CpuCache, empty_slots
 from assay.fast.cpu.decode import decode_row
 from assay.fast.cpu.jit import Address, address_of, kernel
@@ -42,7 +42,7 @@ MODEL = np.dtype(
     [
         ("embed", ROWS),
         ("head", MATRIX),
-        *((name, np.int64) for name in ("final_norm", "D", "H", "K", "C", "F", "A", "N", "decode_row", "attend_one")),
+        *((name, np.int64) for name in ("final_norm", "D", "H", "K", "C", "F", "A", "N", "decode_row", "attend_some")),
         ("eps", np.float64),
         ("alpha", np.float32),
         ("limit", np.float32),
@@ -119,7 +119,8 @@ def model_record(config: Config, weights: Weights) -> np.ndarray:
     vector, place = np.zeros(1, np.float32), np.int64(0)
     slots = empty_slots(1, 1, 1, np.dtype(np.float32))
     record["decode_row"] = address_of(decode_row, (weights.embed.rows, place, vector))
-    record["attend_one"] = address_of(attend_one, (vector, slots.in_bytes(), *[place] * 4, np.float32(0), vector))
+    queries = (vector, place, place, vector, place, place)
+    record["attend_some"] = address_of(attend_some, (*queries, slots.in_bytes(), *[place] * 4, vector))
     if isinstance(config, GptOssConfig):
         record["A"], record["N"] = config.num_experts_per_tok, config.num_local_experts
         record["alpha"], record["limit"] = config.swiglu_alpha, config.swiglu_limit

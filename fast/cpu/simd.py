@@ -300,6 +300,21 @@ def _sum(builder: Any, v: Any) -> Any:
 
 
 @intrinsic
+def largest_float(typing_context, vector):
+    """The largest of 16 floats that are numbers."""
+
+    def emit(context, builder, signature, args):
+        (v,) = args
+        while v.type.count > 1:
+            n = v.type.count // 2
+            a, b = _shuffle(builder, v, v, range(n)), _shuffle(builder, v, v, range(n, 2 * n))
+            v = builder.select(builder.fcmp_ordered(">", a, b), a, b)
+        return builder.extract_element(v, ir.Constant(I32, 0))
+
+    return types.float32(FLOATS), emit
+
+
+@intrinsic
 def sum_floats(typing_context, vector):
     """The sum of 16 floats: halves are added until one is left."""
     return types.float32(FLOATS), lambda context, builder, signature, args: _sum(builder, *args)

@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from assay.fast.cpu.attention import TOGETHER
 from assay.fast.cpu.cache import LANES, CpuCache, Slots
 from assay.fast.cpu.decode import float_to_half
 from assay.fast.cpu.jit import CHECKED, address_of, get_num_threads, kernel, leaf, parallel_kernel, prange
@@ -133,16 +134,16 @@ def turn_and_keep(model, past, position, cos, sin, q, k, v, q_rope, k_rope):
 
 
 @kernel
-def attend_head(model, layer, past, position, h, q_rope, heads):
-    """One query head over what the cache holds, the token itself included."""
-    K, C = model.K, model.C
+def attend_group(model, layer, past, position, job, q_rope, out):
+    """Some query heads of one key head over what the cache holds, the token itself included."""
+    K, C, G = model.K, model.C, model.H // model.K
     n = past.blocks * LANES * K * C * (2 if past.half else 4)
     slots = Slots(codes_at(past.k, n), codes_at(past.v, n), past.blocks, K, past.half != 0)
-    sink = floats_at(layer.sinks, model.H)[h]
-    first = max(np.int64(0), position + 1 - past.window)  # the window counts the query's own position
-    q_C, out_C = q_rope[h * C : (h + 1) * C], heads[h * C : (h + 1) * C]
-    head = h // (model.H // K)
-    call_at(model.attend_one, (q_C, slots, np.int64(0), first, position, head, sink, out_C))
+    parts = (G + TOGETHER - 1) // TOGETHER
+    head, done = job // parts, job % parts * TOGETHER
+    h, first = head * G + done, max(np.int64(0), position + 1 - past.window)  # the window counts the query's own
+    queries = (q_rope, h * C, C, floats_at(layer.sinks, model.H), h, min(TOGETHER, G - done))
+    call_at(model.attend_some, (*queries, slots, np.int64(0), first, position, head, out))
 
 
 @kernel
@@ -210,7 +211,7 @@ def run_job(phase, i, job, step, model, layer, past, work, token, position, cos,
     elif phase == TURN:
         turn_and_keep(model, past, position, cos, sin, q, k, v, q_rope, tap(work, work.k_rope, i, K))
     elif phase == ATTEND:
-        attend_head(model, layer, past, position, job, q_rope, attn_heads)
+        attend_group(model, layer, past, position, job, q_rope, attn_heads)
     elif phase == HEADS:
         prepare(layer.o, attn_heads, np.int64(0), panels_of(work.in_HC))
     elif phase == OUT:
@@ -291,14 +292,14 @@ def _schedule(config: Config, weights: Weights, threads: int) -> np.ndarray:
         step = _rows_a_job(linears, count * times, threads)
         add(phase, layer, -(-count // step) * times, step)
 
-    H, D = config.num_attention_heads, config.hidden_size
+    H, K, D = config.num_attention_heads, config.num_key_value_heads, config.hidden_size
     A = config.num_experts_per_tok if isinstance(config, GptOssConfig) else 1
     add(EMBED, 0, 1)
     for i, layer in enumerate(weights.layers):
         add(NORM, i, 1)
         add_rows(QKV, i, [layer.q], sum(linear.bias.shape[1] for linear in (layer.q, layer.k, layer.v)))
         add(TURN, i, 1)
-        add(ATTEND, i, H)
+        add(ATTEND, i, K * -(-H // (K * TOGETHER)))
         if layer.o.quantised:
             add(HEADS, i, 1)
         add_rows(OUT, i, [layer.o], D)
