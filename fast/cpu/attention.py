@@ -14,7 +14,8 @@ from assay.fast.cpu.cache import LANES, LayerCache
 from assay.fast.cpu.decode import float_at, half_at
 from assay.fast.cpu.elementwise import exp
 from assay.fast.cpu.heads import add_weighted_values, scores_of_block
-from assay.fast.cpu.jit import inlined, kernel, parallel_kernel, prange
+from assay.fast.cpu.jit import Address, inlined, kernel, parallel_kernel, prange
+from assay.fast.cpu.phases import call_at
 
 RUN = 64  # keys whose weighted values are summed before the sum is added to the others: few roundings in a chain
 TOGETHER = 4  # query heads at most that read the same keys together
@@ -101,10 +102,11 @@ def attend_some(q, at, C, sinks, h, heads, slots, start, first, last, head, out)
         done += some
 
 
+ATTEND_SOME = Address(attend_some)
+
+
 @parallel_kernel
-def _attend(q_THC, slots, start, length, window, sink_H, out_THC):
-    T, H, C = q_THC.shape
-    q, out = q_THC.reshape(-1), out_THC.reshape(-1)
+def _attend(run, q, T, H, C, slots, start, length, window, sink_H, out):
     G = H // slots.heads
     parts = (G + TOGETHER - 1) // TOGETHER
     for job in prange(T * slots.heads * parts):
@@ -114,7 +116,7 @@ def _attend(q_THC, slots, start, length, window, sink_H, out_THC):
         h, last = head * G + done, length + t
         first = max(np.int64(0), last + 1 - window)  # the window counts the query's own position
         some = min(TOGETHER, G - done)
-        attend_some(q, (t * H + h) * C, C, sink_H, h, some, slots, start, first, last, head, out)
+        call_at(run, (q, (t * H + h) * C, C, sink_H, h, some, slots, start, first, last, head, out))
 
 
 def attend(
@@ -124,7 +126,10 @@ def attend(
 
     Query head h reads key head h // G. A sink of -inf is none. The cache's length stays as it is.
     """
-    q_THC, out_THC = np.ascontiguousarray(q_THC), np.empty(q_THC.shape, np.float32)
+    T, H, C = q_THC.shape
+    q, out_THC = np.ascontiguousarray(q_THC).reshape(-1), np.empty(q_THC.shape, np.float32)
     slots = layer.with_chunk(k_TKC, v_TKC)
-    _attend(q_THC, slots.in_bytes(), slots.start, layer.length, layer.window, sink_H, out_THC)
+    past, out = slots.in_bytes(), out_THC.reshape(-1)
+    run = ATTEND_SOME.of((q, 0, C, sink_H, 0, 0, past, slots.start, 0, 0, 0, out))
+    _attend(run, q, T, H, C, past, slots.start, layer.length, layer.window, sink_H, out)
     return out_THC

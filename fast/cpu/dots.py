@@ -245,16 +245,15 @@ COLUMNS = 4  # whose dot products go side by side: each takes four cycles to giv
 
 
 def _emit_tile_product(context: Any, builder: Any, types_: Any, args: Any, C: int, layout: lanes.Layout) -> None:
-    data, place, stride, blocks, *_, at, bias, y, y_row, p, n, to, begin_row, end_row = args
+    place, stride, blocks, at = (args[i] for i in (1, 2, 3, 8))
+    bias, y, y_row, p, n, to, begin_row, end_row = args[9:]
+    data, x, scale, correction, sums = (simd.View(context, builder, types_[i], args[i]) for i in (0, 4, 5, 6, 7))
     constant = lambda value: ir.Constant(place.type, value)  # noqa: E731
     unit, last_unit = layout.together, builder.sub(blocks, constant(layout.together))
     _, outputs = cgutils.unpack_tuple(builder, context.make_array(types_[10])(context, builder, y).shape, 2)
 
-    def everywhere(index: int, at: Any, vector: Any) -> Any:
-        """An element of the panel's codes (4), scale (5), correction (6) or sums (7)."""
-        return simd._broadcast(
-            builder, simd._load(context, builder, types_[index], args[index], at, vector.element), vector
-        )
+    def everywhere(values: simd.View, at: Any, vector: Any) -> Any:
+        return simd._broadcast(builder, values.load(at, vector.element), vector)
 
     def add_block(block: Any, once: Any, words: list[Any], row_scale: Any, row_bias: Any) -> None:
         block = builder.add(at, builder.mul(block, constant(C)))
@@ -262,17 +261,17 @@ def _emit_tile_product(context: Any, builder: Any, types_: Any, args: Any, C: in
         row_scale, row_bias = (lane and builder.fmul(lane.value, once) for lane in (row_scale, row_bias))
         for begin in range(0, C, COLUMNS):
             columns = range(begin, min(begin + COLUMNS, C))
-            dots = {c: everywhere(6, builder.add(block, constant(c)), INTS.llvm) for c in columns}
+            dots = {c: everywhere(correction, builder.add(block, constant(c)), INTS.llvm) for c in columns}
             for i, word in enumerate(words):
                 codes = builder.bitcast(word.value, BYTES.llvm)
                 for c in columns:
-                    four = everywhere(4, builder.add(first, constant(4 * (C * i + c))), INTS.llvm)
+                    four = everywhere(x, builder.add(first, constant(4 * (C * i + c))), INTS.llvm)
                     dots[c] = simd._dot_bytes(builder, dots[c], codes, builder.bitcast(four, BYTES.llvm))
             for c in columns:
                 of_c, sum_ = builder.add(block, constant(c)), builder.load(totals[c])
-                factor = builder.fmul(everywhere(5, of_c, FLOATS.llvm), row_scale)
+                factor = builder.fmul(everywhere(scale, of_c, FLOATS.llvm), row_scale)
                 if row_bias is not None:
-                    sum_ = simd._multiply_add(builder, row_bias, everywhere(7, of_c, FLOATS.llvm), sum_)
+                    sum_ = simd._multiply_add(builder, row_bias, everywhere(sums, of_c, FLOATS.llvm), sum_)
                 product = builder.sitofp(dots[c], FLOATS.llvm)
                 builder.store(simd._multiply_add(builder, product, factor, sum_), totals[c])
 
@@ -283,7 +282,7 @@ def _emit_tile_product(context: Any, builder: Any, types_: Any, args: Any, C: in
 
     def unit_at(begin: Any) -> lanes.Unit:
         first, last = builder.add(place, builder.mul(begin, constant(layout.nbytes))), constant(lanes.ROWS - 1)
-        return lanes.Unit(context, builder, types_[0], data, first, stride, last, layout, unit)
+        return lanes.Unit(builder, data, first, stride, last, layout, unit)
 
     def first_block(number: Any) -> list[Any]:
         """What is handed on of a unit whose turn comes next: its scales' bytes, and its first block decoded."""
@@ -305,7 +304,7 @@ def _emit_tile_product(context: Any, builder: Any, types_: Any, args: Any, C: in
     with cgutils.for_range(builder, units) as loop:
         due, begin = start_of(loop.index)
         share = builder.add(next_tile, builder.mul(loop.index, constant(bytes_)))
-        _prefetch(context, builder, types_[0], data, share, bytes_)
+        _prefetch(builder, data, share, bytes_)
         sides, *block = [kept and builder.load(kept) for kept in coming]
         decode = unit_at(begin).decoder(sides)
         row_scale, row_bias, *words = [value and lanes.Lanes(builder, value) for value in block]
@@ -349,12 +348,11 @@ def _interleave(instructions: list[Any], start: int, middle: int) -> None:
     instructions[start:] = [sides[which][i] for _, which, i in sorted(order)]
 
 
-def _prefetch(context: Any, builder: Any, data_type: Any, data: Any, place: Any, nbytes: int) -> None:
+def _prefetch(builder: Any, data: simd.View, place: Any, nbytes: int) -> None:
     """Ask the memory for some bytes; they may lie beyond the array's end."""
-    array = context.make_array(data_type)(context, builder, data)
     for offset in range(0, nbytes, 64):
         at = builder.add(place, ir.Constant(place.type, offset))
-        simd._prefetch(builder, builder.gep(array.data, [at]), 2)
+        simd._prefetch(builder, builder.gep(data.data, [at]), 2)
 
 
 def panel_product(columns: int, words: int, biased: bool) -> Any:
@@ -370,20 +368,22 @@ def panel_product(columns: int, words: int, biased: bool) -> Any:
     @intrinsic
     def multiply(typing_context, n, codes, scales, biases, inputs, scale, correction, sums, at, out, place):
         def emit(context, builder, signature, args):
-            n, codes, scales, biases, inputs, scale, correction, sums, at, out, place = args
-            types_ = signature.args
+            n, at, place = args[0], args[8], args[10]
             constant = lambda value: ir.Constant(n.type, value)  # noqa: E731
+            codes, scales, biases, inputs, scale, correction, sums, out = (
+                simd.View(context, builder, signature.args[i], args[i]) for i in (1, 2, 3, 4, 5, 6, 7, 9)
+            )
 
-            def load(index, array, start, offset, target):
-                return simd._load(context, builder, types_[index], array, builder.add(start, constant(offset)), target)
+            def load(array, start, offset, target):
+                return array.load(builder.add(start, constant(offset)), target)
 
-            def everywhere(index, array, start, offset, vector):
-                return simd._broadcast(builder, load(index, array, start, offset, vector.element), vector)
+            def everywhere(array, start, offset, vector):
+                return simd._broadcast(builder, load(array, start, offset, vector.element), vector)
 
             def out_at(c):
-                to = builder.add(place, constant(16 * c))
-                return simd._pointer(context, builder, types_[9], out, to, FLOATS.llvm)
+                return out.pointer(builder.add(place, constant(16 * c)), FLOATS.llvm)
 
+            simd._align_stack(builder)
             totals = [cgutils.alloca_once(builder, FLOATS.llvm) for _ in range(C)]
             for c, total in enumerate(totals):
                 builder.store(builder.load(out_at(c), align=1), total)
@@ -395,27 +395,27 @@ def panel_product(columns: int, words: int, biased: bool) -> Any:
                     first = builder.add(
                         builder.mul(builder.sub(block, inner), constant(32)), builder.mul(inner, constant(4))
                     )
-                dots = [everywhere(6, correction, block, c, INTS.llvm) for c in range(C)]
+                dots = [everywhere(correction, block, c, INTS.llvm) for c in range(C)]
                 dots += [ir.Constant(INTS.llvm, None)] * (C * chains - C)
                 codes_at = builder.mul(loop.index, constant(64 * words))
                 for word in range(words):
-                    weights = load(1, codes, codes_at, 64 * word, BYTES.llvm)
+                    weights = load(codes, codes_at, 64 * word, BYTES.llvm)
                     for c in range(C):
                         offset = 16 * word if lone else 4 * (C * word + c)
-                        four = builder.bitcast(everywhere(4, inputs, first, offset, INTS.llvm), BYTES.llvm)
+                        four = builder.bitcast(everywhere(inputs, first, offset, INTS.llvm), BYTES.llvm)
                         i = c + word % chains * C
                         dots[i] = simd._dot_bytes(builder, dots[i], weights, four)
                 if chains == 2:
                     dots = [builder.add(dots[c], dots[c + C]) for c in range(C)]
                 row_at = builder.mul(loop.index, constant(16))
-                row_scale = load(2, scales, row_at, 0, FLOATS.llvm)
-                row_bias = load(3, biases, row_at, 0, FLOATS.llvm) if biased else None
+                row_scale = load(scales, row_at, 0, FLOATS.llvm)
+                row_bias = load(biases, row_at, 0, FLOATS.llvm) if biased else None
                 for c, total in enumerate(totals):
-                    factor = builder.fmul(everywhere(5, scale, block, c, FLOATS.llvm), row_scale)
+                    factor = builder.fmul(everywhere(scale, block, c, FLOATS.llvm), row_scale)
                     sum_ = builder.sitofp(dots[c], FLOATS.llvm)
                     sum_ = simd._multiply_add(builder, sum_, factor, builder.load(total))
                     if biased:
-                        sum_ = simd._multiply_add(builder, row_bias, everywhere(7, sums, block, c, FLOATS.llvm), sum_)
+                        sum_ = simd._multiply_add(builder, row_bias, everywhere(sums, block, c, FLOATS.llvm), sum_)
                     builder.store(sum_, total)
             for c, total in enumerate(totals):
                 builder.store(builder.load(total), out_at(c), align=1)

@@ -18,11 +18,10 @@ CHAINS = 4  # of sums to a score
 VECTORS = 2  # of a value's channels at a time: for each head and vector there are two sums, of even and of odd keys
 
 
-def _load16(context: Any, builder: Any, array_type: Any, array: Any, index: Any, half: bool) -> Any:
+def _load16(builder: Any, numbers: simd.View, index: Any, half: bool) -> Any:
     """16 numbers from number `index` of a byte array on, as floats."""
     kind = ir.VectorType(I16, LANES) if half else FLOATS.llvm
-    at = builder.mul(index, ir.Constant(index.type, 2 if half else 4))
-    loaded = simd._load(context, builder, array_type, array, at, kind)
+    loaded = numbers.load(builder.mul(index, ir.Constant(index.type, 2 if half else 4)), kind)
     return simd._half(builder, builder.zext(loaded, INTS.llvm)) if half else loaded
 
 
@@ -54,15 +53,16 @@ def scores_of_block(typing_context, half, heads, q, q_at, C, keys, at, scale, ou
     """
 
     def emit(context, builder, signature, args):
-        half, heads, q, q_at, C, keys, at, scale, out, to, step = args
-        types_, constant = signature.args, lambda value: ir.Constant(C.type, value)
+        half, heads, _, q_at, C, _, at, scale, _, to, step = args
+        constant = lambda value: ir.Constant(C.type, value)  # noqa: E731
+        q, keys, out = (simd.View(context, builder, signature.args[i], args[i]) for i in (2, 5, 8))
 
         def channel(i: Any, sums: Sequence[Any], is_half: bool) -> None:
             place = builder.add(at, builder.mul(i, constant(LANES)))
-            key = _load16(context, builder, types_[5], keys, place, is_half)
+            key = _load16(builder, keys, place, is_half)
             for g, sum_ in enumerate(sums):
                 place = builder.add(builder.add(q_at, i), builder.mul(C, constant(g)))
-                x = simd._load(context, builder, types_[2], q, place, F32)
+                x = q.load(place, F32)
                 _add_product(builder, simd._broadcast(builder, x, FLOATS.llvm), key, sum_)
 
         for is_half, count in _each_way(builder, half, heads):
@@ -78,7 +78,7 @@ def scores_of_block(typing_context, half, heads, q, q_at, C, keys, at, scale, ou
                 score = builder.fadd(builder.fadd(a, b), builder.fadd(c, d))
                 score = builder.fmul(score, simd._broadcast(builder, scale, FLOATS.llvm))
                 place = builder.add(to, builder.mul(step, constant(g)))
-                builder.store(score, simd._pointer(context, builder, types_[8], out, place, FLOATS.llvm), align=1)
+                builder.store(score, out.pointer(place, FLOATS.llvm), align=1)
         return context.get_dummy_value()
 
     int64 = types.int64
@@ -94,8 +94,9 @@ def add_weighted_values(typing_context, half, heads, n, weights, first, step, va
     """
 
     def emit(context, builder, signature, args):
-        half, heads, n, weights, first, step, values, slot, slots, row, at, C, out, to = args
-        types_, constant = signature.args, lambda value: ir.Constant(C.type, value)
+        half, heads, n, _, first, step, _, slot, slots, row, at, C, _, to = args
+        constant = lambda value: ir.Constant(C.type, value)  # noqa: E731
+        weights, values, out = (simd.View(context, builder, signature.args[i], args[i]) for i in (3, 6, 12))
 
         def after(s: Any) -> Any:
             following = builder.add(s, constant(1))
@@ -104,13 +105,10 @@ def add_weighted_values(typing_context, half, heads, n, weights, first, step, va
         def add(k: Any, s: Any, c: Any, sums: Sequence[Any], vectors: int, is_half: bool) -> None:
             """Value k, in slot s, from channel c on."""
             place = builder.add(builder.add(builder.mul(s, row), at), c)
-            value = [
-                _load16(context, builder, types_[6], values, builder.add(place, constant(LANES * v)), is_half)
-                for v in range(vectors)
-            ]
+            value = [_load16(builder, values, builder.add(place, constant(LANES * v)), is_half) for v in range(vectors)]
             for g in range(len(sums) // vectors):
                 of_g = builder.add(builder.add(first, k), builder.mul(step, constant(g)))
-                weight = simd._load(context, builder, types_[3], weights, of_g, F32)
+                weight = weights.load(of_g, F32)
                 weight = simd._broadcast(builder, weight, FLOATS.llvm)
                 for v in range(vectors):
                     _add_product(builder, weight, value[v], sums[g * vectors + v])
@@ -132,7 +130,7 @@ def add_weighted_values(typing_context, half, heads, n, weights, first, step, va
                     sum_ = builder.fadd(builder.load(even[g * vectors + v]), builder.load(odd[g * vectors + v]))
                     place = builder.add(builder.add(to, c), constant(LANES * v))
                     place = builder.add(place, builder.mul(C, constant(g)))
-                    pointer = simd._pointer(context, builder, types_[12], out, place, FLOATS.llvm)
+                    pointer = out.pointer(place, FLOATS.llvm)
                     builder.store(builder.fadd(builder.load(pointer, align=1), sum_), pointer, align=1)
 
         for is_half, count in _each_way(builder, half, heads):

@@ -156,14 +156,14 @@ class Words:
         return simd._call(self._builder, "llvm.fshr.v16i32", INTS.llvm, high, low, bits)
 
 
-def _row_pointers(context: Any, builder: Any, array_type: Any, array: Any, place: Any, stride: Any, last: Any, n: int):
+def _row_pointers(builder: Any, data: simd.View, place: Any, stride: Any, last: Any, n: int) -> list[Any]:
     """Where the n bytes of each of 16 rows lie; beyond row `last` that one again."""
     pointers = []
     for r in range(ROWS):
         row = ir.Constant(stride.type, r)
         row = builder.select(builder.icmp_signed("<", row, last), row, last)
         at = builder.add(place, builder.mul(row, stride))
-        pointers.append(simd._pointer(context, builder, array_type, array, at, ir.VectorType(I8, n)))
+        pointers.append(data.pointer(at, ir.VectorType(I8, n)))
     return pointers
 
 
@@ -184,19 +184,10 @@ class Unit:
     """n stored blocks from a place on of 16 rows, decoded where the function being compiled has come to."""
 
     def __init__(
-        self,
-        context: Any,
-        builder: Any,
-        data_type: Any,
-        data: Any,
-        place: Any,
-        stride: Any,
-        last: Any,
-        layout: Layout,
-        n: int,
+        self, builder: Any, data: simd.View, place: Any, stride: Any, last: Any, layout: Layout, n: int
     ) -> None:
         self._builder, self._layout, self._n = builder, layout, n
-        self.rows = _row_pointers(context, builder, data_type, data, place, stride, last, layout.nbytes * n)
+        self.rows = _row_pointers(builder, data, place, stride, last, layout.nbytes * n)
 
     def _of_each_row(self, start: int, count: int) -> list[Any]:
         builder, target = self._builder, ir.VectorType(I8, count).as_pointer()
@@ -228,7 +219,7 @@ def _store_blocks(context: Any, builder: Any, types_: Any, args: Any, layout: La
     data, place, stride, last, codes, scales, biases = args
     constant = lambda value: ir.Constant(place.type, value)  # noqa: E731
     place = builder.add(place, builder.mul(unit, constant(layout.nbytes * together)))
-    stored = Unit(context, builder, types_[0], data, place, stride, last, layout, together)
+    stored = Unit(builder, simd.View(context, builder, types_[0], data), place, stride, last, layout, together)
     _prefetch_next_tile(builder, stored.rows, stride, layout.nbytes * together)
     decode = stored.decoder(stored.sides())
     blocks = [block for s in range(together) for block in decode(s)]
@@ -281,7 +272,8 @@ def side_decoder(width: int, decode: Callable[[Lanes], Lanes]) -> Any:
     def side(typing_context, data, place, stride, last, out, at):
         def emit(context, builder, signature, args):
             data, place, stride, last, out, at = args
-            rows = _row_pointers(context, builder, signature.args[0], data, place, stride, last, width)
+            data = simd.View(context, builder, signature.args[0], data)
+            rows = _row_pointers(builder, data, place, stride, last, width)
             element, vector = ir.IntType(8 * width), ir.Constant(INTS.llvm, None)
             for r, row in enumerate(rows):
                 value = builder.load(builder.bitcast(row, element.as_pointer()), align=1)

@@ -10,6 +10,7 @@ The twins of all pieces in plain NumPy are in `tests/fast/cpu/test_simd.py`.
 
 import os
 from collections.abc import Callable, Sequence
+from functools import cache
 from typing import Any
 
 import llvmlite.binding
@@ -72,12 +73,18 @@ INTS4, FLOATS4 = Vector(I32, 4), Vector(F32, 4)
 HALF_CODE_BIAS = 2.0**112  # a float16's exponent and mantissa, read as a float32's, are the number over this
 
 
+@cache
+def _constants(vector: ir.VectorType, values: tuple[float | int, ...]) -> ir.Constant:
+    """A vector of constants; to write one down takes longer than all else about an instruction, so they are kept."""
+    return ir.Constant(vector, list(values))
+
+
 def _splat(vector: ir.VectorType, value: float | int) -> ir.Constant:
-    return ir.Constant(vector, [value] * vector.count)
+    return _constants(vector, (value,) * vector.count)
 
 
 def _shuffle(builder: Any, a: Any, b: Any, places: Sequence[int]) -> Any:
-    return builder.shuffle_vector(a, b, ir.Constant(ir.VectorType(I32, len(places)), list(places)))
+    return builder.shuffle_vector(a, b, _constants(ir.VectorType(I32, len(places)), tuple(places)))
 
 
 def _join(builder: Any, pieces: Sequence[Any]) -> Any:
@@ -88,24 +95,41 @@ def _join(builder: Any, pieces: Sequence[Any]) -> Any:
     return pieces[0]
 
 
+class View:
+    """An array in a function that is being compiled, opened once for many loads."""
+
+    def __init__(self, context: Any, builder: Any, array_type: Any, array: Any) -> None:
+        view = context.make_array(array_type)(context, builder, array)
+        self._context, self._builder, self.data = context, builder, view.data
+        if CHECKED:
+            self._items, self._item = view.nitems, context.get_abi_sizeof(context.get_data_type(array_type.dtype))
+
+    def pointer(self, place: Any, target: ir.Type) -> Any:
+        """Where an element lies, as a pointer to `target`."""
+        builder = self._builder
+        if CHECKED:
+            size = target.count * BITS[target.element] // 8 if isinstance(target, ir.VectorType) else BITS[target] // 8
+            last = builder.add(place, ir.Constant(place.type, size // self._item))
+            outside = builder.or_(
+                builder.icmp_signed("<", place, ir.Constant(place.type, 0)), builder.icmp_signed(">", last, self._items)
+            )
+            with builder.if_then(outside, likely=False):
+                message = "vector beyond the end of an array"
+                self._context.call_conv.return_user_exc(builder, IndexError, (message,))
+        return builder.bitcast(builder.gep(self.data, [place]), target.as_pointer())
+
+    def load(self, place: Any, target: ir.Type) -> Any:
+        """`target` from an element on, at any alignment."""
+        return self._builder.load(self.pointer(place, target), align=1)
+
+
 def _pointer(context: Any, builder: Any, array_type: Any, array: Any, place: Any, target: ir.Type) -> Any:
     """Where an element of an array lies, as a pointer to `target`."""
-    view = context.make_array(array_type)(context, builder, array)
-    if CHECKED:
-        size = target.count * BITS[target.element] // 8 if isinstance(target, ir.VectorType) else BITS[target] // 8
-        item = context.get_abi_sizeof(context.get_data_type(array_type.dtype))
-        last = builder.add(place, ir.Constant(place.type, size // item))
-        outside = builder.or_(
-            builder.icmp_signed("<", place, ir.Constant(place.type, 0)), builder.icmp_signed(">", last, view.nitems)
-        )
-        with builder.if_then(outside, likely=False):
-            context.call_conv.return_user_exc(builder, IndexError, ("vector beyond the end of an array",))
-    element = builder.gep(view.data, [place])
-    return builder.bitcast(element, target.as_pointer())
+    return View(context, builder, array_type, array).pointer(place, target)
 
 
 def _load(context: Any, builder: Any, array_type: Any, array: Any, place: Any, target: ir.Type) -> Any:
-    return builder.load(_pointer(context, builder, array_type, array, place, target), align=1)
+    return View(context, builder, array_type, array).load(place, target)
 
 
 def _masked_load(context: Any, builder: Any, array_type: Any, array: Any, place: Any, there: Any) -> Any:
