@@ -7,6 +7,7 @@ from typing import TypeAlias
 import mlx.core as mx
 
 from assay.fast.metal.ops import on_cpu
+from assay.fast.metal.shares import in_shares
 
 PANEL = 128  # rows: with 2880 columns 1.5 MB; 64 and 256 measured alike
 DECODED_FROM = 8  # rows from which on the CPU decodes an affine matrix: twice as fast with 64, alike with 8
@@ -29,7 +30,13 @@ class Plain:
 
     def gathered(self, x: mx.array, ids: mx.array, in_order: bool) -> mx.array:
         """Each row through the matrix of the stack with its id: [...,1,I] -> [...,1,O]; `in_order` if ids ascend."""
-        return mx.gather_mm(x, self.weight.swapaxes(-1, -2), rhs_indices=ids, sorted_indices=in_order)
+        turned = self.weight.swapaxes(-1, -2)
+        return in_shares(
+            lambda share: mx.gather_mm(x[share], turned, rhs_indices=ids[share], sorted_indices=in_order),
+            len(x),
+            x.size * self.weight.shape[1],
+            axis=0,
+        )
 
 
 @dataclass(frozen=True)
@@ -59,9 +66,14 @@ class Panels:
 
     def multiply(self, x: mx.array, bias: mx.array | None) -> mx.array:
         """x W^T + b, in float32: [...,I] -> [...,O]."""
-        y_PRo = x.reshape(-1, x.shape[-1]).astype(mx.float32) @ self.weight
-        y = y_PRo.swapaxes(0, 1).reshape(*x.shape[:-1], -1)
+        work = prod(x.shape[:-1]) * self.weight.size
+        y = in_shares(lambda share: Panels(self.weight[share]).product(x), len(self.weight), work, axis=-1)
         return y if bias is None else y + bias
+
+    def product(self, x: mx.array) -> mx.array:
+        """x W^T, in float32, on one thread."""
+        y_PRo = x.reshape(-1, x.shape[-1]).astype(mx.float32) @ self.weight
+        return y_PRo.swapaxes(0, 1).reshape(*x.shape[:-1], -1)
 
 
 @dataclass(frozen=True)
@@ -90,41 +102,51 @@ class Quantised:
     def multiply(self, x: mx.array, bias: mx.array | None) -> mx.array:
         """x W^T + b: [...,I] -> [...,O]."""
         x = x.astype(self.compute)
-        if self.mode == "affine" and prod(x.shape[:-1]) >= DECODED_FROM and on_cpu():
-            y = self._decoded_product(x)
-        else:
-            y = mx.quantized_matmul(
-                x,
-                self.weight,
-                self.scales,
-                self.biases,
-                transpose=True,
-                group_size=self.group_size,
-                bits=self.bits,
-                mode=self.mode,
-            )
+        decoded = self.mode == "affine" and prod(x.shape[:-1]) >= DECODED_FROM and on_cpu()
+        product, unit = (self._decoded_product, PANEL) if decoded else (self._product, 1)
+        O = len(self.weight)  # noqa: E741
+        y = in_shares(lambda share: product(x, share), O, x.size * O, axis=-1, unit=unit)
         return y if bias is None else y + bias
 
-    def _decoded_product(self, x: mx.array) -> mx.array:
-        """x W^T with the sums of `mx.quantized_matmul`, bit for bit."""
-        step = max(1, DECODED_AT_A_TIME // x.shape[-1] // PANEL) * PANEL
-        pieces = [self.rows(slice(start, start + step)) for start in range(0, len(self.weight), step)]
-        return mx.concatenate([Panels.of(piece).multiply(x, None) for piece in pieces], axis=-1)
-
-    def gathered(self, x: mx.array, ids: mx.array, in_order: bool) -> mx.array:
-        """Each row through the matrix of the stack with its id: [...,1,I] -> [...,1,O]; `in_order` if ids ascend."""
-        return mx.gather_qmm(
-            x.astype(self.compute),
-            self.weight,
-            self.scales,
-            self.biases,
-            rhs_indices=ids,
+    def _product(self, x: mx.array, share: slice) -> mx.array:
+        """x W^T, of a share of W's rows."""
+        return mx.quantized_matmul(
+            x,
+            self.weight[share],
+            self.scales[share],
+            None if self.biases is None else self.biases[share],
             transpose=True,
             group_size=self.group_size,
             bits=self.bits,
             mode=self.mode,
-            sorted_indices=in_order,
         )
+
+    def _decoded_product(self, x: mx.array, share: slice) -> mx.array:
+        """As `_product`, bit for bit, from decoded panels."""
+        step = max(1, DECODED_AT_A_TIME // x.shape[-1] // PANEL) * PANEL
+        starts = range(share.start, share.stop, step)
+        pieces = [self.rows(slice(start, min(start + step, share.stop))) for start in starts]
+        return mx.concatenate([Panels.of(piece).product(x) for piece in pieces], axis=-1)
+
+    def gathered(self, x: mx.array, ids: mx.array, in_order: bool) -> mx.array:
+        """Each row through the matrix of the stack with its id: [...,1,I] -> [...,1,O]; `in_order` if ids ascend."""
+        x = x.astype(self.compute)
+
+        def product(share: slice) -> mx.array:
+            return mx.gather_qmm(
+                x[share],
+                self.weight,
+                self.scales,
+                self.biases,
+                rhs_indices=ids[share],
+                transpose=True,
+                group_size=self.group_size,
+                bits=self.bits,
+                mode=self.mode,
+                sorted_indices=in_order,
+            )
+
+        return in_shares(product, len(x), x.size * self.weight.shape[1], axis=0)
 
 
 Matrix: TypeAlias = Plain | Panels | Quantised
