@@ -75,6 +75,8 @@ def generate(
             "the prompt fills the context", expected=f"fewer than {len(ids) + room} tokens", got=len(ids)
         )
     mode = _mode(backend, mode)
+    if threads is not None and backend != "cpu":
+        raise CheckpointError("--threads goes with --backend cpu", got=f"--backend {backend}")
     limit = min(max_tokens, room)
     require_memory(checkpoint.config, len(ids) + limit, mode if backend == "cpu" else "exact")
     guesses = Guesses()

@@ -77,6 +77,11 @@ class MetalCache:
         return self.layers[-1].length
 
     @property
+    def sequences(self) -> int | None:
+        """How many sequences it holds; None while it is empty."""
+        return self.layers[-1].kv[0].shape[0] if self.length and self.layers[-1].kv is not None else None
+
+    @property
     def arrays(self) -> list[mx.array]:
         """All keys and values, to be evaluated together."""
         return [array for layer in self.layers if layer.kv is not None for array in layer.kv]

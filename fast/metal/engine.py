@@ -33,7 +33,12 @@ class MetalModel:
     """
 
     def __init__(self, config: Config, tensors: Mapping[str, Tensor], mode: str = "float32") -> None:
-        """Check the weights and hand them to MLX; raises CheckpointError where they do not fit the configuration."""
+        """Check the weights and hand them to MLX; raises CheckpointError where they do not fit the configuration.
+
+        Raises ValueError for an unknown mode.
+        """
+        if mode not in MODES:
+            raise ValueError(f"unknown mode {mode!r}: expected one of {', '.join(MODES)}")
         self.config, self.mode = config, mode
         self.dtype = MODES[mode]
         self._weights = cast_weights(config, tensors, self.dtype)
@@ -57,12 +62,15 @@ class MetalModel:
         return self._logits(self._rows([tokens], cache), cache, _showing(tap))[0]
 
     def forward_batch(self, tokens: np.ndarray, *, cache: MetalCache | None = None) -> np.ndarray:
-        """Logits, float32 [B,T,V], of B sequences of T tokens each; otherwise as `forward`."""
+        """Logits, float32 [B,T,V], of B sequences of T tokens each; otherwise as `forward`.
+
+        Raises ValueError for sequences of unequal length, and for a cache of another number of sequences.
+        """
         cache = self._own(cache)
         return self._logits(self._rows(tokens, cache), cache, _nothing)
 
     def greedy(self, tokens: np.ndarray, *, cache: MetalCache | None = None) -> Iterator[int]:
-        """Yield the most likely token, again and again; the device works on the next one while this one is used.
+        """Yield the most likely token until the context is full; the device works on the next while one is used.
 
         So the cache is always one token ahead of what was yielded.
         """
@@ -70,13 +78,19 @@ class MetalModel:
         return (int(token_B[0]) for token_B in self._greedy(self._rows([tokens], cache), cache))
 
     def greedy_batch(self, tokens: np.ndarray, *, cache: MetalCache | None = None) -> Iterator[np.ndarray]:
-        """Yield the most likely tokens [B] of B sequences of T tokens each; otherwise as `greedy`."""
+        """Yield the most likely tokens [B] of B sequences of T tokens each; else as `greedy` and `forward_batch`."""
         cache = self._own(cache)
         return self._greedy(self._rows(tokens, cache), cache)
 
     def _rows(self, tokens: Iterable[np.ndarray], cache: MetalCache) -> np.ndarray:
         """Sequences of equal length, checked: [B,T]."""
-        return np.stack([checked_tokens(self.config, row, cache.length) for row in tokens])
+        rows = [checked_tokens(self.config, row, cache.length) for row in tokens]
+        lengths = sorted({len(row) for row in rows})
+        if len(lengths) != 1:
+            raise ValueError(f"a batch must be sequences of one length, got lengths {lengths}")
+        if cache.sequences not in (None, len(rows)):
+            raise ValueError(f"the cache holds {cache.sequences} sequences, got tokens of {len(rows)}")
+        return np.stack(rows)
 
     def _greedy(self, token_BT: np.ndarray, cache: MetalCache) -> Iterator[np.ndarray]:
         prompt_BT = mx.array(token_BT)
@@ -86,10 +100,11 @@ class MetalModel:
             _commit(cache, prompt_BT.shape[1] - 1)
             mx.async_eval(cache.arrays)
         token_B = self._next(prompt_BT[:, -1:], cache)
-        while True:
+        while cache.length < self.config.max_position_embeddings:
             following_B = self._next(token_B[:, None], cache)
             yield np.array(token_B)
             token_B = following_B
+        yield np.array(token_B)
 
     def _own(self, cache: MetalCache | None) -> MetalCache:
         cache = self.new_cache() if cache is None else cache

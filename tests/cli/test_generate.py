@@ -174,6 +174,11 @@ WRONG = {
     "guesses, q8": (["--tokens", "1", "--speculate", "4", "--mode", "q8"], "logits of cpu q8 may depend"),
     "guesses, oracle": (["--tokens", "1", "--speculate", "4", "--backend", "reference"], "expected: --backend cpu"),
     "threads": (["--tokens", "1", "--threads", "4096"], "4096 threads: expected 1 to"),
+    "threads, oracle": (
+        ["--tokens", "1", "--threads", "1", "--backend", "reference"],
+        "--threads goes with --backend cpu",
+    ),
+    "threads, metal": (["--tokens", "1", "--threads", "1", "--backend", "metal"], "--threads goes with --backend cpu"),
     "mode": (["--tokens", "1", "--mode", "int4"], "expected: exact, q8, exact-f16, q8-f16"),
     "beyond the context": (["--tokens", ",".join(["1"] * 512)], "fills the context"),
     "backend": (["--tokens", "1", "--backend", "vllm"], "cannot generate with backend 'vllm'"),

@@ -139,6 +139,41 @@ def test_a_greedy_batch_is_its_sequences():
     np.testing.assert_array_equal(together, [list(islice(model.greedy(row), 10)) for row in tokens])
 
 
+def test_greedy_ends_where_the_context_does():
+    """As many tokens as `forward` can give one after the other."""
+    config = replace(gpt_oss_config(sliding_window=5), max_position_embeddings=12)
+    model, _ = model_of(config)
+    prompt, cache, expected = tokens_of(config, 8), model.new_cache(), []
+    new = prompt
+    while cache.length + len(new) <= 12:
+        expected.append(int(model.forward(new, cache=cache)[-1].argmax()))
+        new = np.array(expected[-1:])
+    assert list(model.greedy(prompt)) == expected
+    assert len(expected) == 5
+    assert len(list(model.greedy(tokens_of(config, 12)))) == 1
+
+
+def test_bad_batches_and_modes():
+    from assay.fast.metal import MetalModel
+
+    model, tensors = model_of(gpt_oss_config(sliding_window=5))
+    for run in (model.forward_batch, model.greedy_batch):
+        with pytest.raises(ValueError, match=r"sequences of one length, got lengths \[1, 2\]"):
+            run([[1, 2], [3]])
+        with pytest.raises(ValueError, match=r"sequences of one length, got lengths \[\]"):
+            run(np.zeros((0, 3), int))
+    cache = model.new_cache()
+    model.forward_batch(np.ones((3, 4), int), cache=cache)
+    for T in (1, 4):
+        with pytest.raises(ValueError, match="the cache holds 3 sequences, got tokens of 2"):
+            model.forward_batch(np.ones((2, T), int), cache=cache)
+        with pytest.raises(ValueError, match="the cache holds 3 sequences, got tokens of 1"):
+            model.forward(np.ones(T, int), cache=cache)
+    assert cache.length == 4
+    with pytest.raises(ValueError, match="unknown mode 'float16': expected one of float32, bfloat16"):
+        MetalModel(model.config, tensors, "float16")
+
+
 def test_taps_are_read_only_and_a_failed_pass_leaves_the_cache_as_it_was():
     config = gpt_oss_config(sliding_window=5)
     model, _ = model_of(config)
