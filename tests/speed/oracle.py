@@ -16,6 +16,7 @@ from pathlib import Path
 
 from assay.loaders.registry import Shape, find_shape
 from assay.loaders.synth import synth
+from tests.speed.resident import peak
 
 
 def small(layers: int = 24) -> Shape:
@@ -41,7 +42,7 @@ def run(*arguments: object) -> float:
     process = os.posix_spawn(sys.executable, command, os.environ)
     _, status, usage = os.wait4(process, 0)
     took = time.perf_counter() - started
-    cpu, resident = usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1e6
+    cpu, resident = usage.ru_utime + usage.ru_stime, peak(usage) / 1e3
     print(f"assay {arguments[0]}: {took:.1f} s, {cpu:.1f} s of CPU, {resident:.2f} GB resident", flush=True)
     if code := os.waitstatus_to_exitcode(status):
         sys.exit(code)

@@ -27,7 +27,8 @@ from assay.loaders import open_checkpoint
 imported = time.perf_counter()
 checkpoint = open_checkpoint(sys.argv[1])
 opened = time.perf_counter()
-print(imported - started, opened - imported, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+from tests.speed.resident import peak
+print(imported - started, opened - imported, peak(resource.getrusage(resource.RUSAGE_SELF)))
 """
 
 

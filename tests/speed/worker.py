@@ -15,6 +15,7 @@ started = perf_counter()  # before the imports that take time
 import numpy as np  # noqa: E402
 
 from tests.speed.engines import Engine, open_engine  # noqa: E402
+from tests.speed.resident import peak  # noqa: E402
 
 LONGEST_PROMPT = 8  # of a batch's sequences
 
@@ -24,8 +25,7 @@ def memory() -> dict[str, float]:
     try:
         status = dict(line.split(":") for line in Path("/proc/self/status").read_text().splitlines())
     except OSError:  # not Linux
-        unit = 1 if sys.platform == "darwin" else 1024
-        return {"peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6}
+        return {"peak": peak(resource.getrusage(resource.RUSAGE_SELF))}
     kilobytes = {"peak": "VmHWM", "private": "RssAnon", "mapped": "RssFile"}
     return {what: int(status[key].split()[0]) * 1024 / 1e6 for what, key in kilobytes.items()}
 
