@@ -1,11 +1,12 @@
 """The MLX path under the check: every test checkpoint, prompts up to and over a window of 128, whole and in pieces.
 
-    python -m tests.fast.metal.sweep
+    python -m tests.fast.metal.sweep [--only phi3]
 
 Needs mlx and, for the checkpoints with that window, transformers. Prints the largest ratio of local error to noise of
 each checkpoint in both modes (the allowance is 4) and the tap it was at; exits with 1 if anything diverges.
 """
 
+import argparse
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -32,12 +33,14 @@ PROMPTS = [  # tokens, chunks: the last token within the window, at its edge, ju
 SHAPES = {"gpt-oss": "head 64, 4 of 8 experts, window 128", "mistral": "mistral, window 128"}
 
 
-def checkpoints(root: Path) -> Iterator[tuple[str, Path]]:
-    """Those of tests/checkpoints, and two with a window of 128 in each container."""
+def checkpoints(root: Path, only: str) -> Iterator[tuple[str, Path]]:
+    """Those of tests/checkpoints, and two with a window of 128 in each container, whose names contain `only`."""
     for path in sorted(CHECKPOINTS.glob("*/*")):
-        if path.is_dir():
-            yield str(path.relative_to(CHECKPOINTS)), path
+        if path.is_dir() and only in (name := str(path.relative_to(CHECKPOINTS))):
+            yield name, path
     for family, shape in SHAPES.items():
+        if only not in f"{family}, window 128":
+            continue
         source = make_shape(shape, root / family)
         yield f"{family}, window 128, hf", source
         for container in ("gguf", "mlx"):
@@ -61,11 +64,11 @@ def reports(checkpoint: Checkpoint) -> Iterator[tuple[str, str, Report]]:
             yield mode, f"{T} tokens, {'whole' if chunks is None else 'chunks ' + ','.join(map(str, chunks))}", report
 
 
-def sweep(root: Path) -> int:
+def sweep(root: Path, only: str) -> int:
     """Check all and print the table; the number of prompts that did not match."""
     print(f"largest ratio to the noise, allowance {ALLOWANCE:g}", flush=True)
     count = wrong = 0
-    for name, path in checkpoints(root):
+    for name, path in checkpoints(root, only):
         checkpoint, largest = open_checkpoint(path), dict.fromkeys(MODES, (0.0, ""))
         for mode, prompt, report in reports(checkpoint):
             count += 1
@@ -81,5 +84,8 @@ def sweep(root: Path) -> int:
 
 
 if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description="The MLX path under the check, in both modes, on every checkpoint.")
+    parser.add_argument("--only", default="", help="a part of the names of the checkpoints to take")
+    given = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
-        sys.exit(1 if sweep(Path(temporary)) else 0)
+        sys.exit(1 if sweep(Path(temporary), given.only) else 0)
