@@ -156,7 +156,7 @@ def _loader(result: Vector) -> Callable:
     return load
 
 
-load_bytes, load_ints, load_floats4, load_floats = map(_loader, (BYTES, INTS, FLOATS4, FLOATS))
+load_bytes, load_floats = map(_loader, (BYTES, FLOATS))
 
 
 def _widened(element: ir.Type, extend: Callable) -> Callable:
@@ -178,32 +178,6 @@ load_16_signed = _widened(I8, lambda b, v: b.sext(v, INTS.llvm))
 load_16_halfwords = _widened(I16, lambda b, v: b.zext(v, INTS.llvm))
 
 
-def _gather4(piece: ir.Type, result: Vector) -> Callable:
-    """Four pieces from four places of a byte array; single elements are widened to 32 bits."""
-
-    @intrinsic
-    def load(typing_context, array, first, second, third, fourth):
-        def emit(context, builder, signature, args):
-            array, *places = args
-            loaded = [_load(context, builder, signature.args[0], array, place, piece) for place in places]
-            if isinstance(piece, ir.VectorType):
-                return _join(builder, loaded)
-            vector = ir.Constant(result.llvm, None)
-            for i, element in enumerate(loaded):
-                vector = builder.insert_element(vector, builder.zext(element, I32), ir.Constant(I32, i))
-            return vector
-
-        return result(array, *[types.int64] * 4), emit
-
-    return load
-
-
-load_4x16_bytes = _gather4(ir.VectorType(I8, 16), BYTES)  # 16 bytes from each place, joined
-load_4_bytes = _gather4(I8, INTS4)  # a byte from each place
-load_4_halfwords = _gather4(I16, INTS4)  # 16 bits from each place, at any alignment
-load_4_words = _gather4(I32, INTS4)  # 32 bits from each place
-
-
 @intrinsic
 def store_bytes(typing_context, array, place, vector):
     """64 bytes at a place of a byte array."""
@@ -217,7 +191,7 @@ def store_bytes(typing_context, array, place, vector):
     return types.none(array, types.int64, vector), emit
 
 
-store_ints = store_floats = store_floats4 = store_bytes  # other vectors; places in elements
+store_floats = store_bytes  # 16 floats at a place of an array of floats
 
 
 def _unary(argument: Vector, result: Vector, code: Callable) -> Callable:
@@ -236,15 +210,6 @@ def _binary(argument: Vector, code: Callable) -> Callable:
     return piece
 
 
-low_nibbles = _unary(BYTES, BYTES, lambda b, v: b.and_(v, _splat(v.type, 15)))
-high_nibbles = _unary(BYTES, BYTES, lambda b, v: b.lshr(v, _splat(v.type, 4)))
-signed_to_unsigned = _unary(BYTES, BYTES, lambda b, v: b.xor(v, _splat(v.type, 128)))  # v + 128 of signed bytes
-bits_to_floats4 = _unary(INTS4, FLOATS4, lambda b, v: b.bitcast(v, FLOATS4.llvm))
-bfloats_to_floats4 = _unary(
-    INTS4, FLOATS4, lambda b, v: b.bitcast(b.shl(v, _splat(v.type, 16)), FLOATS4.llvm)
-)  # the upper halves of float32
-spread4 = _unary(FLOATS4, FLOATS, lambda b, v: _shuffle(b, v, v, [i // 4 for i in range(16)]))  # each to four lanes
-multiply4 = _binary(FLOATS4, lambda b, x, y: b.fmul(x, y))
 add = _binary(FLOATS, lambda b, x, y: b.fadd(x, y))
 multiply = _binary(FLOATS, lambda b, x, y: b.fmul(x, y))
 larger = _binary(FLOATS, lambda b, x, y: b.select(b.fcmp_ordered(">", x, y), x, y))  # y where either is NaN
@@ -291,9 +256,7 @@ def _half(builder: Any, v: Any) -> Any:
     return builder.bitcast(builder.or_(bits, sign), floats)
 
 
-powers_of_two4 = _unary(INTS4, FLOATS4, _power_of_two)  # 2^(code - 127), NaN for 255
-halves_to_floats4 = _unary(INTS4, FLOATS4, _half)  # float16 by its 16 bits
-halves_to_floats = _unary(INTS, FLOATS, _half)
+halves_to_floats = _unary(INTS, FLOATS, _half)  # float16 by its 16 bits
 
 
 def _loaded(element: ir.Type, code: Callable) -> Callable:
@@ -381,9 +344,6 @@ def _lookup_nibbles(builder: Any, table: bytes, codes: Any, shift: int) -> Any:
     return _call(builder, "llvm.x86.avx512.permvar.qi.512", BYTES.llvm, ir.Constant(BYTES.llvm, [*table] * 4), codes)
 
 
-look_up = _binary(BYTES, _lookup)  # (table, codes below 16): the table's first 16 bytes stand in it four times
-
-
 E2M1 = [0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0]
 
 
@@ -407,6 +367,7 @@ def _multiply_add(builder: Any, a: Any, b: Any, c: Any) -> Any:
 
 
 def _dot_bytes(builder: Any, total: Any, unsigned: Any, signed: Any) -> Any:
+    """Each of 16 totals plus the dot product of four unsigned and four signed bytes."""
     if LANE != "portable":
         return _call(builder, "llvm.x86.avx512.vpdpbusd.512", INTS.llvm, total, unsigned, signed)
     wide = ir.VectorType(I32, 64)
@@ -414,12 +375,6 @@ def _dot_bytes(builder: Any, total: Any, unsigned: Any, signed: Any) -> Any:
     for place in range(4):
         total = builder.add(total, _shuffle(builder, products, products, range(place, 64, 4)))
     return total
-
-
-@intrinsic
-def dot_bytes(typing_context, total, unsigned, signed):
-    """Each of 16 totals plus the dot product of four unsigned and four signed bytes."""
-    return INTS(INTS, BYTES, BYTES), lambda context, builder, signature, args: _dot_bytes(builder, *args)
 
 
 @intrinsic

@@ -24,50 +24,26 @@ def joined(*arrays_):
 
 
 @kernel
-def run_bytes(table, data, out):
-    v = simd.load_bytes(data, 3)
-    simd.store_bytes(out, 0, simd.low_nibbles(v))
-    simd.store_bytes(out, 64, simd.high_nibbles(v))
-    simd.store_bytes(out, 128, simd.signed_to_unsigned(v))
-    simd.store_bytes(out, 192, simd.look_up(simd.load_bytes(table, 0), simd.low_nibbles(v)))
-    simd.store_bytes(out, 256, simd.load_4x16_bytes(data, 40, 1, 20, 30))
-
-
-@given(BYTES, arrays(np.uint8, 16))
-@quick
-def test_bytes(data, table):
-    source, out = joined(np.zeros(3, np.uint8), data), np.empty(320, np.uint8)
-    run_bytes(np.tile(table, 4), source, out)
-    low, high, flipped, found, gathered = out.reshape(5, 64)
-    np.testing.assert_array_equal(low, data & 15)
-    np.testing.assert_array_equal(high, data >> 4)
-    np.testing.assert_array_equal(flipped, (data.view(np.int8).astype(int) + 128).astype(np.uint8))
-    np.testing.assert_array_equal(found, table[data & 15])
-    np.testing.assert_array_equal(gathered, np.concatenate([source[at : at + 16] for at in (40, 1, 20, 30)]))
-
-
-@kernel
-def run_codes(codes, words, out):
-    simd.store_floats4(out, 0, simd.powers_of_two4(simd.load_4_bytes(codes, 0, 2, 4, 6)))
-    simd.store_floats4(out, 4, simd.halves_to_floats4(simd.load_4_halfwords(codes, 0, 2, 4, 6)))
-    simd.store_floats4(out, 8, simd.bfloats_to_floats4(simd.load_4_halfwords(codes, 0, 2, 4, 6)))
-    simd.store_floats4(out, 12, simd.bits_to_floats4(simd.load_4_words(words, 1, 5, 9, 13)))
+def run_codes(codes, out):
+    simd.store_floats(out, 0, simd.halves_to_floats(simd.load_16_halfwords(codes, 1)))
+    simd.store_floats(out, 16, simd.bfloats_to_floats(simd.load_16_halfwords(codes, 1)))
+    simd.store_floats(out, 32, simd.load_half(codes, 1))
+    simd.store_floats(out, 48, simd.load_power_of_two(codes, 1))
 
 
 def test_every_scale():
-    """All 65536 halves and bfloats, all 256 powers of two, bit for bit; four-byte words at odd places."""
-    out, halves = np.empty(16, np.float32), np.arange(65536, dtype=np.uint16)
-    words = np.random.default_rng(1).integers(0, 256, 17, dtype=np.uint8)
-    for first in range(0, 65536, 4):
-        four = halves[first : first + 4]
-        run_codes(four.view(np.uint8), words, out)
-        np.testing.assert_array_equal(out[4:8], four.view(np.float16).astype(np.float32))
-        np.testing.assert_array_equal(out[8:12].view(np.uint32), four.astype(np.uint32) << 16)
-        if first < 1024:  # the low bytes are all codes
-            low = four & 255
-            expected = np.where(low == 255, np.nan, np.exp2(low.astype(np.float64) - 127))
-            np.testing.assert_array_equal(out[:4], expected)
-    np.testing.assert_array_equal(out[12:], words[1:].copy().view("<f4"))
+    """All 65536 halves and bfloats, all 256 powers of two, bit for bit, at an odd place."""
+    out, halves = np.empty((4, 16), np.float32), np.arange(65536, dtype=np.uint16)
+    for first in range(0, 65536, 16):
+        some = halves[first : first + 16]
+        run_codes(joined(np.zeros(1, np.uint8), some), out.ravel())
+        values = some.view(np.float16).astype(np.float32)
+        np.testing.assert_array_equal(out[0], values)
+        np.testing.assert_array_equal(out[1].view(np.uint32), some.astype(np.uint32) << 16)
+        np.testing.assert_array_equal(out[2], np.repeat(values[0], 16))
+    for code in range(256):
+        run_codes(joined(np.zeros(1, np.uint8), np.full(32, code, np.uint8)), out.ravel())
+        np.testing.assert_array_equal(out[3], np.full(16, np.nan if code == 255 else np.exp2(code - 127.0)))
 
 
 ENTRIES = bytes(np.random.default_rng(3).permutation(256)[:16].tolist())
@@ -111,7 +87,7 @@ def test_every_exponent():
 def run_floats(x, out):
     a, b, c = simd.load_floats(x, 0), simd.load_floats(x, 16), simd.load_floats(x, 32)
     simd.store_floats(out, 0, simd.multiply_add(a, b, c))
-    simd.store_floats(out, 16, simd.spread4(simd.multiply4(simd.load_floats4(x, 0), simd.load_floats4(x, 16))))
+    simd.store_floats(out, 16, simd.splat(simd.largest_float(a)))
     out[32] = simd.sum_floats(a)
     simd.store_floats(out, 33, simd.add(a, b))
     simd.store_floats(out, 49, simd.zeros())
@@ -124,7 +100,7 @@ def test_floats(a, b, c):
     run_floats(np.concatenate((a, b, c)), out)
     exact = a.astype(np.float64) * b + c
     np.testing.assert_allclose(out[:16], exact, rtol=1e-6, atol=0.13 * 2**-3)  # rounded once or twice, up to 1e6 + 1e3
-    np.testing.assert_array_equal(out[16:32], np.repeat(a[:4] * b[:4], 4))
+    np.testing.assert_array_equal(out[16:32], np.repeat(a.max(), 16))
     tree = a
     while len(tree) > 1:
         tree = tree[: len(tree) // 2] + tree[len(tree) // 2 :]
@@ -181,10 +157,19 @@ def test_more_floats(a, b):
         np.testing.assert_array_equal(out[16:32], other)  # the second where either is NaN
 
 
+load_ints, store_ints = simd._loader(simd.INTS), simd.store_bytes
+
+
+@simd.intrinsic
+def dot_bytes(typing_context, total, unsigned, signed):
+    signature = simd.INTS(simd.INTS, simd.BYTES, simd.BYTES)
+    return signature, lambda context, builder, signature, args: simd._dot_bytes(builder, *args)
+
+
 @kernel
 def run_dot(totals, unsigned, signed, out):
-    totals_16 = simd.load_ints(totals, 0)
-    simd.store_ints(out, 0, simd.dot_bytes(totals_16, simd.load_bytes(unsigned, 0), simd.load_bytes(signed, 0)))
+    both = simd.load_bytes(unsigned, 0), simd.load_bytes(signed, 0)
+    store_ints(out, 0, dot_bytes(load_ints(totals, 0), *both))
 
 
 @given(arrays(np.int32, 16, elements=st.integers(-(2**30), 2**30)), BYTES, arrays(np.int8, 64))
