@@ -41,14 +41,20 @@ def _bits(x: np.ndarray) -> np.ndarray:
 
 
 def matrices(tensor: Tensor) -> Iterator[np.ndarray]:
-    """A tensor's matrices one at a time, float32 [rows, columns]; a vector is one column."""
-    if len(tensor.shape) == 3:
+    """A tensor's matrices one at a time, float32 [rows, columns]; a vector, also that of an expert, is one column."""
+    if _is_of_experts(tensor):
         for expert in range(tensor.shape[0]):
-            yield tensor[expert].decode()
+            matrix = tensor[expert].decode()
+            yield matrix.reshape(len(matrix), -1)
     elif tensor.size > MOST and len(tensor.shape) == 2:
         yield tensor[: MOST // tensor.shape[1]].decode()
     else:
         yield tensor.decode().reshape(tensor.shape[0] if tensor.shape else 1, -1)
+
+
+def _is_of_experts(tensor: Tensor) -> bool:
+    """Whether the first axis counts experts: matrices [N, F, D], biases [N, F]."""
+    return len(tensor.shape) == 3 or (len(tensor.shape) == 2 and tensor.name.endswith(".bias"))
 
 
 def _gives(change: Change, a: Tensor, b: Tensor) -> bool:
@@ -61,9 +67,15 @@ def _changes(name: str, config: Config) -> Iterator[tuple[str, Change]]:
     yield "B holds it transposed", lambda x: np.reshape(x, x.shape[::-1]).T
     if name.endswith(("q_proj.weight", "k_proj.weight", "q_proj.bias", "k_proj.bias")):
         C = config.head_dim
-        to_pairs = "B's RoPE rows are in neighbour pairs, A's in halves: a permutation is missing from one of them"
+        to_pairs = (
+            "B's RoPE rows are in neighbour pairs, A's in halves: a permutation is missing from one of them, or B's "
+            "file (a GGUF of a Llama) was permuted twice"
+        )
         yield to_pairs, lambda x: _regrouped(x, 2, C // 2)
-        to_halves = "B's RoPE rows were put into halves once more than A's: a permutation was applied twice"
+        to_halves = (
+            "B's RoPE rows were put into halves once more than A's: a permutation was applied twice, or B's file (a "
+            "GGUF of a Llama, whose rows are read as neighbour pairs) was never permuted"
+        )
         yield to_halves, lambda x: _regrouped(x, C // 2, 2)
     for n in (32, 16):
         order = np.arange(n).reshape(2, -1).T.ravel()  # 0, n/2, 1, n/2 + 1, ...
@@ -73,7 +85,9 @@ def _changes(name: str, config: Config) -> Iterator[tuple[str, Change]]:
             partial(_in_blocks, np.argsort(order)),
         )
         yield f"{words}: B takes its codes for adjacent ones, A for split halves", partial(_in_blocks, order)
-    yield "nibble order: high and low nibble of each byte are swapped", partial(_in_blocks, np.array([1, 0]))
+    for n in (2, 16, 32, 64):  # elements of a byte are neighbours, or half a block apart
+        order = np.roll(np.arange(n), n // 2)
+        yield "nibble order: high and low nibble of each byte are swapped", partial(_in_blocks, order)
 
 
 def _regrouped(x: np.ndarray, outer: int, inner: int) -> np.ndarray:
@@ -149,7 +163,7 @@ def _fused(name: str, a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> str |
 
 def _permuted(a: Tensor, b: Tensor) -> str | None:
     """The same experts, rows or columns in another order."""
-    if len(a.shape) == 3:
+    if _is_of_experts(a):
         experts = [[hashlib.sha256(x.data).digest() for x in matrices(tensor)] for tensor in (a, b)]
         if words := _order("experts", *experts):
             return words

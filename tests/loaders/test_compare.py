@@ -16,6 +16,7 @@ from tests.checkpoint_files import opened, with_weight
 Q, K, V = (f"model.layers.0.self_attn.{name}_proj.weight" for name in "qkv")
 O_PROJ, NORM, EMBED = "model.layers.1.self_attn.o_proj.weight", "model.norm.weight", "model.embed_tokens.weight"
 GATE, UP, DOWN = (f"model.layers.1.mlp.experts.{name}_proj.weight" for name in ("gate", "up", "down"))
+GATE_BIAS, UP_BIAS, DOWN_BIAS = (name.replace("weight", "bias") for name in (GATE, UP, DOWN))
 Change = Callable[[np.ndarray], np.ndarray]
 
 
@@ -131,6 +132,18 @@ SLIPS: dict[str, tuple[str, str, Change, str]] = {
         "B takes its codes for split halves",
     ),
     "nibbles of a byte": ("gpt_oss/hf", DOWN, in_blocks([1, 0]), "high and low nibble"),
+    "nibbles of a byte of ggml's blocks of 32": (
+        "gpt_oss/gguf",
+        DOWN,
+        in_blocks([*range(16, 32), *range(16)]),
+        "high and low nibble",
+    ),
+    "nibbles of a byte of Q4_K": (
+        "llama/hf",
+        O_PROJ,
+        in_blocks([*range(32, 64), *range(32)]),
+        "high and low nibble",
+    ),
     "exponent off by one": ("gpt_oss/hf", GATE, lambda w: w * np.float32(0.5), "B is A times 2^-1"),
     "exponent off by minus two": ("llama/hf", NORM, lambda w: w * np.float32(4), "B is A times 2^2"),
     "sign": ("llama/hf", O_PROJ, lambda w: -w, "B is A times -1"),
@@ -138,6 +151,12 @@ SLIPS: dict[str, tuple[str, str, Change, str]] = {
     "two rows": ("llama/hf", EMBED, lambda w: w[[0, 2, 1, *range(3, len(w))]], "order: 1 is A's 2, 2 is A's 1"),
     "columns": ("llama/hf", V, lambda w: np.roll(w, 1, axis=1), "columns are in another order: 0 is A's 63"),
     "experts": ("gpt_oss/hf", DOWN, lambda w: w[[0, 2, 1, 3]], "experts are in another order: 1 is A's 2, 2 is A's 1"),
+    "biases of experts": (
+        "gpt_oss/hf",
+        DOWN_BIAS,
+        lambda b: b[[0, 2, 1, 3]],
+        "experts are in another order: 1 is A's 2, 2 is A's 1",
+    ),
     "rows of one expert": (
         "gpt_oss/hf",
         DOWN,
@@ -168,18 +187,29 @@ def test_rounding_is_named_in_both_directions(dtype, words):
     assert differences(exact, cut) == {O_PROJ: "B is A cut to bfloat16"}
 
 
-def test_gate_and_up_swapped_or_taken_out_of_the_fused_matrix_in_the_other_way():
+def test_gate_and_up_swapped():
     a = opened("gpt_oss/hf")
     gate, up = (a.tensors[name].decode() for name in (GATE, UP))
     swapped = with_weight(with_weight(a, GATE, lambda _: up), UP, lambda _: gate)
     assert differences(a, swapped) == {GATE: f"B holds here what A calls {UP}", UP: f"B holds here what A calls {GATE}"}
-    woven, stacked = np.stack((gate, up), 2).reshape(4, 192, 64), np.concatenate((gate, up), 1)
-    halved = with_weight(with_weight(a, GATE, lambda _: woven[:, :96]), UP, lambda _: woven[:, 96:])
-    assert all("not de-interleaved" in words for words in differences(a, halved).values())
-    assert set(differences(a, halved)) == {GATE, UP}
-    unwoven = with_weight(with_weight(a, GATE, lambda _: stacked[:, ::2]), UP, lambda _: stacked[:, 1::2])
-    assert all("de-interleaved without need" in words for words in differences(a, unwoven).values())
-    assert set(differences(a, unwoven)) == {GATE, UP}
+
+
+@pytest.mark.parametrize("names", [(GATE, UP), (GATE_BIAS, UP_BIAS)], ids=["weights", "biases"])
+def test_gate_and_up_taken_out_of_the_fused_matrix_in_the_other_way(names):
+    a = opened("gpt_oss/hf")
+    gate, up = (a.tensors[name].decode() for name in names)
+    woven, stacked = np.stack((gate, up), 2).reshape(4, 192, *gate.shape[2:]), np.concatenate((gate, up), 1)
+
+    def explained(new_gate: np.ndarray, new_up: np.ndarray) -> dict[str, str | None]:
+        return differences(a, with_weight(with_weight(a, names[0], lambda _: new_gate), names[1], lambda _: new_up))
+
+    for pair, words in (
+        ((woven[:, :96], woven[:, 96:]), "not de-interleaved"),
+        ((stacked[:, ::2], stacked[:, 1::2]), "de-interleaved without need"),
+    ):
+        found = explained(*pair)
+        assert set(found) == set(names)
+        assert all(text is not None and words in text for text in found.values())
 
 
 def test_layers_swapped():
