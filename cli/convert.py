@@ -148,11 +148,13 @@ def _print(done: "Conversion") -> None:
 
     table = Table(title="tensors", title_justify="left", box=None)
     table.add_column("canonical name", overflow="fold")
-    for column in ("encoding", "values"):
+    has_errors = any(change.kept == "rounded" for change in done.changes)
+    for column in ("encoding", "values", "median, worst error")[: 3 if has_errors else 2]:
         table.add_column(column, no_wrap=True)
     for name, change in _by_layer(done.changes):
         same = change.before == change.after
-        table.add_row(name, change.before if same else f"{change.before} -> {change.after}", _kept(change))
+        row = name, change.before if same else f"{change.before} -> {change.after}", _kept(change), _errors(change)
+        table.add_row(*row[: len(table.columns)])
     console.print(table)
     for layout, count in Counter(filter(None, map(_layout, done.changes))).items():
         console.print(f"layout of {count} tensors: {layout}", highlight=False)
@@ -172,6 +174,14 @@ def _kept(change: "Change") -> str:
     if change.kept == "rounded":
         return "rounded" if change.sqnr_db is None else f"SQNR {change.sqnr_db:.1f} dB"
     return {"bits": "same bits", "values": "same, -0 is +0"}[change.kept]
+
+
+def _errors(change: "Change") -> str:
+    """Median and worst relative error of an element; the worst is infinite where a zero became another number."""
+    if change.kept != "rounded":
+        return ""
+    figures = (change.median_relative_error, change.worst_relative_error)
+    return ", ".join("infinite" if figure is None else f"{figure:.1e}" for figure in figures)
 
 
 def _layout(change: "Change") -> str:

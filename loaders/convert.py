@@ -1,8 +1,9 @@
 """A checkpoint written in another container: every value kept, or an error, unless quantising was asked for."""
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from assay.loaders.errors import CheckpointError
 from assay.loaders.gguf_config import config_from_gguf
 from assay.loaders.gguf_file import GgufFile, read_gguf
 from assay.loaders.plan import FLOATS, Choice, plan
-from assay.loaders.quantise import Encoder
+from assay.loaders.quantise import Accuracy, Encoder
 from assay.loaders.recode import Kept
 from assay.loaders.weight import Weight, Written, fused, weight_of
 from assay.loaders.write_config import (
@@ -50,8 +51,9 @@ class Change:
     """What became of one tensor.
 
     The layouts say how each file's form differs from the canonical tensor, as the loader undoes it.
-    `kept` is "bits" if every decoded value has the same bits, "values" if some -0 became +0, else "rounded", with
-    the signal-to-noise ratio of the rounding in dB.
+    `kept` is "bits" if every decoded value has the same bits, "values" if some -0 became +0, else "rounded". Of a
+    rounded tensor there are the signal-to-noise ratio in dB, None without noise, and the median and the worst
+    relative error of an element, None where it is infinite: a zero became another number.
     """
 
     name: str
@@ -63,7 +65,10 @@ class Change:
     layout_before: tuple[str, ...]
     layout_after: tuple[str, ...]
     kept: str
-    sqnr_db: float | None
+    sqnr_db: float | None = None
+    median_relative_error: float | None = None
+    worst_relative_error: float | None = None
+    worst_index: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -118,7 +123,18 @@ def convert(
         notes = _write_directory(source, target, model_type, to, outcome, shard_bytes, written)
     result = open_checkpoint(target)
     changes = tuple(_change(choice, source.tensors[n], result.tensors[n]) for n, choice in chosen.items())
-    return Conversion(target, to, changes, (*notes, *_widened(changes, to)))
+    notes += _widened(changes, to) + _left_in_floats(chosen.values(), quant, to)
+    return Conversion(target, to, changes, tuple(notes))
+
+
+def _left_in_floats(choices: Iterable[Choice], quant: Encoder | None, to: str) -> list[str]:
+    """The matrices that `quant` could not be applied to."""
+    left = [c for c in choices if c.after.is_matrix and c.after.encoding.name in FLOATS]
+    if quant is None or isinstance(quant.encoding, FloatFormat) or not left:
+        return []
+    names = ", ".join(choice.after.name for choice in left[:3]) + (", ..." if len(left) > 3 else "")
+    why = "Hugging Face has a place for it in experts only" if to == "safetensors" else "their rows are no whole groups"
+    return [f"{len(left)} matrices stayed floats, not {quant.encoding.name}, because {why}: {names}"]
 
 
 def _widened(changes: Sequence[Change], to: str) -> list[str]:
@@ -271,8 +287,21 @@ def _change(choice: Choice, before: Tensor, after: Tensor) -> Change:
         layout_before=before.layout + _nibbles(before.encoding),
         layout_after=after.layout + _nibbles(after.encoding),
         kept=KEPT[choice.kept],
-        sqnr_db=choice.rounding.sqnr_db,
+        **_figures(choice.rounding.accuracy),
     )
+
+
+def _figures(accuracy: Accuracy | None) -> dict[str, Any]:
+    """The fields of a Change that say how much was lost."""
+    if accuracy is None:
+        return {}
+    figures = {
+        "sqnr_db": accuracy.sqnr_db,
+        "median_relative_error": accuracy.median_relative_error,
+        "worst_relative_error": accuracy.worst_relative_error,
+    }
+    finite = {name: value if isfinite(value) else None for name, value in figures.items()}
+    return finite | {"worst_index": accuracy.worst_index}
 
 
 def _nibbles(encoding: Encoding) -> tuple[str, ...]:

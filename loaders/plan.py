@@ -1,14 +1,11 @@
 """Which encoding each tensor gets in another container: the same values if it can hold them, quantised if asked."""
 
-import math
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
-import numpy as np
-
 from assay.loaders.errors import CheckpointError
-from assay.loaders.quantise import Encoder
+from assay.loaders.quantise import Accuracy, AccuracySums, Encoder
 from assay.loaders.recode import Kept, candidates, keeps, recode
 from assay.loaders.weight import Parts, Weight
 from assay.loaders.write_gguf import is_gguf_vector
@@ -21,20 +18,9 @@ FLOATS = {"F32": F32, "F16": F16, "BF16": BF16}
 
 @dataclass
 class Rounding:
-    """Power of a quantised weight and of its rounding error, summed as it is written."""
+    """What quantising did to a weight; known once it was written."""
 
-    signal: float = 0.0
-    noise: float = 0.0
-
-    def add(self, before: np.ndarray, after: np.ndarray) -> None:
-        """Count a piece, float32 before and after."""
-        self.signal += float(np.square(before, dtype=np.float64).sum())
-        self.noise += float(np.square(before.astype(np.float64) - after).sum())
-
-    @property
-    def sqnr_db(self) -> float | None:
-        """Signal to rounding noise in dB; None where one of them is zero."""
-        return 10 * math.log10(self.signal / self.noise) if self.signal and self.noise else None
+    accuracy: Accuracy | None = None
 
 
 @dataclass(frozen=True)
@@ -106,6 +92,7 @@ def quantised(weight: Weight, quant: Encoder, rounding: Rounding) -> Weight:
     source = weight.encoding
 
     def pieces(rows: int) -> Iterator[Parts]:
+        sums = AccuracySums()
         for parts in weight.pieces(rows):
             values = source.decode(parts)
             try:
@@ -113,8 +100,9 @@ def quantised(weight: Weight, quant: Encoder, rounding: Rounding) -> Weight:
             except ValueError as error:
                 what = f"{weight.name} cannot be encoded as {quant.encoding.name}: {error}"
                 raise CheckpointError(what, remedy="choose another --quant") from error
-            rounding.add(values, quant.encoding.decode(coded))
+            sums.add(values, quant.encoding.decode(coded))
             yield coded
+        rounding.accuracy = sums.result(weight.shape)
 
     return replace(weight, encoding=quant.encoding, pieces=pieces)
 

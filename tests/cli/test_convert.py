@@ -3,13 +3,16 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from assay.cli.convert import encoder_name, size_from
 from assay.cli.main import main
 from assay.loaders.checkpoint import open_checkpoint
+from assay.loaders.convert import convert
 from assay.loaders.errors import CheckpointError
-from tests.checkpoint_files import CHECKPOINTS
+from assay.loaders.quantise import encoder_of
+from tests.checkpoint_files import CHECKPOINTS, Entry, copied, edit_tensors
 
 
 def run(*arguments: object) -> int:
@@ -39,6 +42,42 @@ def test_convert_in_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     embedding = by_name["model.embed_tokens.weight"]
     assert (embedding["before"], embedding["after"], embedding["kept"]) == ("BF16", "affine4/32", "rounded")
     assert 15 < embedding["sqnr_db"] < 30
+    assert 0.01 < embedding["median_relative_error"] < 0.2
+    assert embedding["worst_relative_error"] is None or embedding["worst_relative_error"] >= 1
+    assert len(embedding["worst_index"]) == 2
+
+
+def test_the_terminal_says_how_much_is_lost(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source = CHECKPOINTS / "llama" / "hf"
+    assert run("convert", source, tmp_path / "a.gguf", "--to", "gguf", "--quant", "Q8_0") == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    done = convert(open_checkpoint(source), tmp_path / "b.gguf", "gguf", quant=encoder_of("Q8_0"))
+    (embedding,) = [change for change in done.changes if change.name == "model.embed_tokens.weight"]
+    figures = f"{embedding.median_relative_error:.1e}, {embedding.worst_relative_error:.1e}"
+    assert f"BF16 -> Q8_0 SQNR {embedding.sqnr_db:.1f} dB {figures}" in shown
+    assert "median, worst error" in shown
+
+
+def test_a_zero_that_became_a_number_is_infinitely_wrong_in_words_and_in_valid_json(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = copied("llama/hf", tmp_path / "hf")
+    edit_tensors(source / "model.safetensors", zero_beside_numbers)
+    command = ("convert", source, tmp_path / "a", "--to", "mlx", "--quant", "affine2/32", "--force")
+    assert run(*command, "--json") == 0
+    done = json.loads(capsys.readouterr().out, parse_constant=pytest.fail)
+    (embedding,) = [change for change in done["changes"] if change["name"] == "model.embed_tokens.weight"]
+    assert (embedding["worst_relative_error"], embedding["worst_index"]) == (None, [0, 1])
+    assert run(*command) == 0
+    assert ", infinite" in capsys.readouterr().out
+
+
+def zero_beside_numbers(entries: dict[str, Entry]) -> None:
+    """A row 1, 0, 2, 2, ...: two bits have no code for its zero."""
+    dtype, shape, data = entries["model.embed_tokens.weight"]
+    row = np.full(shape[1], 0x4000, "<u2")
+    row[:2] = 0x3F80, 0
+    entries["model.embed_tokens.weight"] = (dtype, shape, row.tobytes() + data[row.nbytes :])
 
 
 def test_convert_says_aloud_what_had_to_grow(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -13,7 +13,7 @@ from assay.loaders.checkpoint import Checkpoint, open_checkpoint
 from assay.loaders.convert import convert
 from assay.loaders.errors import CheckpointError
 from assay.loaders.gguf_file import read_gguf
-from assay.loaders.quantise import encoder_of
+from assay.loaders.quantise import accuracy, encoder_of
 from assay.loaders.safetensors_file import open_safetensors_set
 from assay.loaders.write_config import said_in_gguf, said_in_hf
 from assay.reference.config import FrequencyFactors
@@ -151,17 +151,51 @@ def test_quantised_mlx_is_mlx_lms_own(tmp_path: Path) -> None:
 # What is lost is said
 
 
-def test_quantising_says_how_much_is_lost(tmp_path: Path) -> None:
-    source = opened("llama/hf")
-    done = convert(source, tmp_path / "q.gguf", "gguf", quant=encoder_of("Q8_0"))
-    result = open_checkpoint(tmp_path / "q.gguf")
+@pytest.mark.parametrize(
+    ("name", "to", "quant"),
+    [
+        ("llama/hf", "gguf", "Q8_0"),
+        ("phi3/hf", "gguf", "Q4_0"),
+        ("phi3/hf", "mlx", "affine4/64"),
+        ("gpt_oss/hf", "mlx", "affine8/64"),
+        ("gpt_oss/plain", "safetensors", "MXFP4"),
+    ],
+)
+def test_quantising_says_how_much_is_lost(name: str, to: str, quant: str, tmp_path: Path) -> None:
+    source = all_plain(opened("gpt_oss/hf")) if name == "gpt_oss/plain" else opened(name)
+    done = convert(source, target_in(tmp_path, to), to, quant=encoder_of(quant))
+    result = open_checkpoint(done.path)
+    assert "rounded" in {change.kept for change in done.changes}
     for change in done.changes:
         before, after = source.tensors[change.name].decode(), result.tensors[change.name].decode()
+        figures = change.sqnr_db, change.median_relative_error, change.worst_relative_error, change.worst_index
         if change.kept == "bits":
             np.testing.assert_array_equal(after, before)
+            assert figures == (None, None, None, None)
         else:
-            noise = np.square(before.astype(np.float64) - after).sum()
-            assert change.sqnr_db == pytest.approx(10 * np.log10(np.square(before, dtype=np.float64).sum() / noise))
+            lost = accuracy(before, after)
+            worst = lost.worst_relative_error if np.isfinite(lost.worst_relative_error) else None
+            assert figures[0] == pytest.approx(lost.sqnr_db, abs=1e-9)
+            assert figures[1] == pytest.approx(lost.median_relative_error, rel=1 / 2048)
+            assert figures[2:] == (worst, lost.worst_index)
+
+
+@pytest.mark.parametrize(
+    ("name", "to", "quant", "words"),
+    [
+        ("llama/hf", "mlx", "affine4/64", "2 matrices stayed floats, not affine4/64, because their rows are no whole"),
+        ("gpt_oss/plain", "safetensors", "MXFP4", "14 matrices stayed floats, not MXFP4, because Hugging Face has a"),
+        ("llama/hf", "mlx", "affine4/32", None),
+        ("llama/hf", "mlx", "F16", None),
+    ],
+)
+def test_matrices_that_could_not_be_quantised_are_named(
+    name: str, to: str, quant: str, words: str | None, tmp_path: Path
+) -> None:
+    source = all_plain(opened("gpt_oss/hf")) if name == "gpt_oss/plain" else opened(name)
+    notes = convert(source, target_in(tmp_path, to), to, quant=encoder_of(quant)).notes
+    assert len(notes) == (words is not None)
+    assert words is None or words in notes[0]
 
 
 def test_quantised_weights_are_not_quantised_again(tmp_path: Path) -> None:
@@ -191,6 +225,19 @@ def test_hugging_face_experts_share_one_encoding(tmp_path: Path) -> None:
     assert {c.after for c in done.changes if c.name.endswith("_proj.weight") and "experts" in c.name} == {"F32"}
     assert open_checkpoint(tmp_path / "hf").weights_sha256 == source.weights_sha256
     assert stored_tensors(tmp_path / "hf")["model.layers.0.mlp.experts.gate_up_proj"][1] == (4, 64, 192)
+
+
+def all_plain(checkpoint: Checkpoint) -> Checkpoint:
+    """The checkpoint with every expert matrix as float32 that MXFP4 cannot hold exactly."""
+    from tests.fast.models import float_tensor
+
+    rng = np.random.default_rng(3)
+    experts = {name: t for name, t in checkpoint.tensors.items() if ".experts." in name and name.endswith(".weight")}
+    plain = {
+        name: float_tensor(name, t.decode() + rng.normal(0, 1e-3, t.shape).astype(np.float32), "F32")
+        for name, t in experts.items()
+    }
+    return replace(checkpoint, tensors={**checkpoint.tensors, **plain})
 
 
 def with_plain_experts(checkpoint: Checkpoint) -> Checkpoint:

@@ -10,7 +10,7 @@ import pytest
 from assay.loaders.delegated import DELEGATED
 from assay.loaders.errors import CheckpointError
 from assay.loaders.gguf_file import GGML_TYPES
-from assay.loaders.quantise import ENCODERS, Accuracy, accuracy, encode, encoder_of
+from assay.loaders.quantise import ENCODERS, Accuracy, AccuracySums, accuracy, encode, encoder_of
 from assay.reference.formats import (
     BF16,
     F16,
@@ -161,6 +161,26 @@ def test_accuracy_in_several_pieces():
     assert got.median_relative_error == pytest.approx(0.25, rel=1e-6)
     assert got.worst_relative_error == pytest.approx(0.25, rel=1e-6)
     assert got.sqnr_db == pytest.approx(20 * np.log10(4), abs=1e-4)
+
+
+@pytest.mark.parametrize("elements", [1, 2, 7, 100_000])
+def test_accuracy_of_a_tensor_that_passes_in_pieces(elements):
+    rng = np.random.default_rng(elements)
+    original = rng.normal(size=(elements, 3)).astype(np.float32)
+    decoded = (original + rng.normal(0, 0.01, original.shape)).astype(np.float32)
+    decoded[rng.random(original.shape) < 0.3] = 0
+    sums = AccuracySums()
+    for piece in range(0, elements, 999):
+        sums.add(original[piece : piece + 999], decoded[piece : piece + 999])
+    got, whole = sums.result(original.shape), accuracy(original, decoded)
+    assert (got.elements, got.worst_relative_error, got.worst_index) == (
+        whole.elements,
+        whole.worst_relative_error,
+        whole.worst_index,
+    )
+    assert got.sqnr_db == pytest.approx(whole.sqnr_db, abs=1e-9)
+    exact = np.median(np.abs(decoded.astype(np.float64) - original) / np.abs(original))
+    assert exact * (1 - 1 / 2048) <= got.median_relative_error <= exact
 
 
 def test_accuracy_of_other_shapes():
