@@ -13,14 +13,28 @@ GIVE_FORCE = "give --force to replace it"
 
 def check_free(target: Path, force: bool) -> None:
     """Raise CheckpointError if something is at `target` that must not be replaced, or its folder is missing."""
+    try:
+        _check_free(target, force)
+    except OSError as error:
+        raise CheckpointError(f"cannot be written: {error.strerror or error}", where=target) from error
+
+
+def _check_free(target: Path, force: bool) -> None:
     if not target.absolute().parent.is_dir():
         raise CheckpointError("no such folder", where=target.absolute().parent)
     if not target.exists() and not target.is_symlink():
         return
     if not force:
         raise CheckpointError("exists already", where=target, remedy=GIVE_FORCE)
-    if target.is_dir() and any(target.iterdir()) and not (target / "config.json").is_file():
+    if target.is_dir() and any(target.iterdir()) and not _is_checkpoint(target):
         raise CheckpointError("a folder that is no checkpoint, which --force does not replace", where=target)
+    if target.exists() and not target.is_dir() and not target.is_file():
+        raise CheckpointError("neither a file nor a folder, so --force does not replace it", where=target)
+
+
+def _is_checkpoint(folder: Path) -> bool:
+    """Many a folder has a config.json, and more in it that nobody wants to lose."""
+    return (folder / "config.json").is_file() and any(folder.glob("*.safetensors"))
 
 
 def check_room(target: Path, nbytes: int) -> None:
@@ -39,37 +53,47 @@ def replacing_file(target: Path) -> Iterator[Path]:
     try:
         yield temporary
         _sync(temporary)
-        if target.is_dir():
-            shutil.rmtree(target)
-        os.replace(temporary, target)
+        _take_place(temporary, target)
     except OSError as error:
         raise CheckpointError(f"cannot be written: {error.strerror or error}", where=target) from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # a name may be too long even to be looked for
+            temporary.unlink()
 
 
 @contextlib.contextmanager
 def replacing_directory(target: Path) -> Iterator[Path]:
     """A temporary directory beside `target` that takes its place once filled; nothing stays on failure or Ctrl-C."""
     temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-    old = target.with_name(f".{target.name}.{os.getpid()}.old")
     try:
         temporary.mkdir()
         yield temporary
         for file in temporary.iterdir():
             _sync(file)
-        if target.exists():
-            os.replace(target, old)
-        os.replace(temporary, target)
+        _take_place(temporary, target)
     except OSError as error:
         raise CheckpointError(f"cannot be written: {error.strerror or error}", where=target) from error
     finally:
-        if old.exists() and not target.exists():  # stopped between the two renames
-            os.replace(old, target)
         shutil.rmtree(temporary, ignore_errors=True)
-        shutil.rmtree(old, ignore_errors=True)
-        if old.is_file():
-            old.unlink()
+
+
+def _take_place(temporary: Path, target: Path) -> None:
+    """Rename to `target`; what was there goes only then, and comes back if the renaming ends early."""
+    if not temporary.is_dir() and not target.is_dir():
+        os.replace(temporary, target)
+        return
+    old = target.with_name(f".{target.name}.{os.getpid()}.old")
+    try:
+        if os.path.lexists(target):
+            os.replace(target, old)
+        os.replace(temporary, target)
+    finally:
+        if os.path.lexists(old) and not os.path.lexists(target):
+            os.replace(old, target)
+        elif old.is_dir() and not old.is_symlink():
+            shutil.rmtree(old, ignore_errors=True)
+        else:  # a file, or a link: what it points to stays
+            old.unlink(missing_ok=True)
 
 
 def _sync(path: Path) -> None:

@@ -1,6 +1,7 @@
 """Conversion between containers: every value kept and said so, whole or not at all, other tools' bytes reproduced."""
 
 import json
+import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -293,11 +294,70 @@ def test_refuses_to_replace_the_source_and_what_is_no_checkpoint(tmp_path: Path)
         convert(source, tmp_path / "hf", "mlx", force=True)
     (tmp_path / "notes").mkdir()
     (tmp_path / "notes" / "thesis.txt").write_text("years of work")
-    with pytest.raises(CheckpointError, match="no checkpoint, which --force does not replace"):
-        convert(source, tmp_path / "notes", "mlx", force=True)
+    for _ in range(2):  # also a folder with some other program's config.json
+        with pytest.raises(CheckpointError, match="no checkpoint, which --force does not replace"):
+            convert(source, tmp_path / "notes", "mlx", force=True)
+        (tmp_path / "notes" / "config.json").write_text("{}")
     with pytest.raises(CheckpointError, match="no such folder"):
         convert(source, tmp_path / "missing" / "out", "mlx")
     assert (tmp_path / "notes" / "thesis.txt").read_text() == "years of work"
+
+
+@pytest.mark.parametrize("to", TARGETS)
+@pytest.mark.parametrize("kind", ["fifo", "device"])
+def test_force_does_not_replace_what_is_neither_file_nor_folder(to: str, kind: str, tmp_path: Path) -> None:
+    target = tmp_path / "target"
+    if kind == "fifo":
+        os.mkfifo(target)
+    else:
+        target.symlink_to("/dev/null")
+    with pytest.raises(CheckpointError, match="neither a file nor a folder"):
+        convert(opened("llama/hf"), target, to, force=True)
+    assert not target.is_file()
+    assert list(tmp_path.iterdir()) == [target]
+
+
+@pytest.mark.parametrize("to", TARGETS)
+@pytest.mark.parametrize("linked", ["folder", "file", "nothing"])
+def test_force_replaces_a_link_and_not_what_it_points_to(to: str, linked: str, tmp_path: Path) -> None:
+    target, other = tmp_path / "target", tmp_path / "other"
+    if linked == "folder":
+        copied("mistral/hf", other)
+    elif linked == "file":
+        other.write_text("years of work")
+    target.symlink_to(other)
+    before = other.read_text() if linked == "file" else linked == "folder" and open_checkpoint(other).weights_sha256
+    convert(opened("llama/hf"), target, to, force=True)
+    assert not target.is_symlink()
+    assert open_checkpoint(target).weights_sha256 == opened("llama/hf").weights_sha256
+    after = other.read_text() if linked == "file" else linked == "folder" and open_checkpoint(other).weights_sha256
+    assert after == before
+    assert sorted(tmp_path.iterdir()) == sorted({target, *([other] if linked != "nothing" else [])})
+
+
+@pytest.mark.parametrize("to", TARGETS)
+def test_a_checkpoint_folder_comes_back_if_the_renaming_fails(
+    to: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target, rename = copied("mistral/hf", tmp_path / "target"), os.replace
+
+    def fails_once(source: Path, to: Path) -> None:
+        if str(source).endswith(".tmp"):
+            raise OSError(5, "Input/output error")
+        rename(source, to)
+
+    monkeypatch.setattr(os, "replace", fails_once)
+    with pytest.raises(CheckpointError, match="Input/output error"):
+        convert(opened("llama/hf"), target, to, force=True)
+    assert open_checkpoint(target).weights_sha256 == opened("mistral/hf").weights_sha256
+    assert list(tmp_path.iterdir()) == [target]
+
+
+@pytest.mark.parametrize("length", [250, 300])  # the temporary file's name is longer
+def test_a_name_that_is_too_long(length: int, tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="cannot be written: File name too long"):
+        convert(opened("llama/hf"), tmp_path / ("x" * length), "gguf")
+    assert not list(tmp_path.iterdir())
 
 
 def test_shards(tmp_path: Path) -> None:
