@@ -48,9 +48,11 @@ def convert(
     from assay.loaders.quantise import encoder_of
 
     to = chosen(to, "--to", CONTAINERS)
-    encoder = encoder_of(encoder_name(quant, to)) if quant else None
+    encoder = None if quant is None else encoder_of(encoder_name(quant, to))
     shard_bytes = shard_bytes_from(shard_size, to)
     checkpoint = open_checkpoint(source)
+    if pre is not None and (to != "gguf" or checkpoint.format == "gguf"):
+        raise CheckpointError("--pre is for a GGUF made of a Hugging Face or MLX directory", remedy="leave it out")
     with transfer_progress() as progress:
         done = write(
             checkpoint, target, to, quant=encoder, shard_bytes=shard_bytes, force=force, pre=pre, progress=progress
@@ -90,7 +92,7 @@ def encoder_name(quant: str, to: str) -> str:
         known = [name for name in ENCODERS if name.startswith(("affine", "MLX "))]
     else:
         known = ["MXFP4"]
-    short = {name.split(" ")[1] if name.startswith(("GGUF ", "MLX ")) else name: name for name in known + floats}
+    short = {re.sub(r"^(GGUF|MLX) | \(by gguf-py\)$", "", name): name for name in known + floats}
     named = {name.lower(): full for name, full in short.items()}
     if quant.lower() not in named:
         remedy = None
@@ -106,17 +108,18 @@ def encoder_name(quant: str, to: str) -> str:
 def size_from(text: str) -> int:
     """Bytes from a size such as 5GB or 500 MB."""
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?)B?", text.strip().upper())
-    value = int(float(match[1]) * 1000 ** " KMGT".index(match[2] or " ")) if match else 0
-    if value < 1:
+    value = float(match[1]) * 1000 ** " KMGT".index(match[2] or " ") if match else 0
+    if not 1 <= value < float("inf"):
         raise CheckpointError(f"{text!r} is no size", expected="a number and KB, MB, GB or TB, e.g. 5GB")
-    return value
+    return int(value)
 
 
 @contextmanager
 def transfer_progress() -> Iterator["Progress"]:
     """A progress bar on stderr for work told as (what, done, total); silent when stderr is no terminal.
 
-    Meanwhile a plain `kill` ends the work as Ctrl-C does, so that no half-written files stay.
+    Meanwhile a plain `kill`, or a terminal that is closed, ends the work as Ctrl-C does, so that no half-written
+    files stay.
     """
     from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
@@ -129,7 +132,9 @@ def transfer_progress() -> Iterator["Progress"]:
         TimeElapsedColumn(),
         TimeRemainingColumn(),
     )
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    for ending in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(ending) is not signal.SIG_IGN:  # as it is under nohup
+            signal.signal(ending, signal.default_int_handler)
     tasks: dict[str, TaskID] = {}
     with Progress(*columns, console=messages, transient=True, disable=not messages.is_terminal) as bar:
 
@@ -159,7 +164,7 @@ def _print(done: "Conversion") -> None:
     for layout, count in Counter(filter(None, map(_layout, done.changes))).items():
         console.print(f"layout of {count} tensors: {layout}", highlight=False)
     for note in done.notes:
-        console.print(f"note: {note}", highlight=False)
+        console.print(f"note: {note}", highlight=False, markup=False)
     before, after = (sum(getattr(c, key) for c in done.changes) for key in ("bytes_before", "bytes_after"))
     rounded = sum(change.kept == "rounded" for change in done.changes)
     verdict = f"{rounded} tensors rounded" if rounded else "every value kept"
@@ -167,6 +172,8 @@ def _print(done: "Conversion") -> None:
         f"{done.path}: {done.format}, {len(done.changes)} tensors, {before / 1e6:,.1f} MB to {after / 1e6:,.1f} MB, "
         f"{verdict}",
         highlight=False,
+        markup=False,
+        soft_wrap=True,
     )
 
 

@@ -55,29 +55,29 @@ def _summary(checkpoint: "Checkpoint") -> dict[str, Any]:
 def _print(checkpoint: "Checkpoint") -> None:
     from rich.table import Table
 
-    from assay.cli.shared import console
+    from assay.cli.shared import console, lines
 
     summary = _summary(checkpoint)
-    console.print(f"[bold]{summary['path']}[/bold]", highlight=False)
+    console.print(lines(summary["path"]), style="bold", highlight=False, soft_wrap=True)
     console.print(
         f"{summary['format']}, {summary['architecture']}, {summary['parameters']:,} parameters "
         f"in {summary['bytes'] / 1e6:,.1f} MB, {len(summary['tensors'])} tensors"
     )
     config = Table(title="config", title_justify="left", show_header=False, box=None)
     for key, value in summary["config"].items():
-        config.add_row(key, _compact(value))
+        config.add_row(key, lines(_compact(value)))
     console.print(config)
     table = Table(title="tensors", title_justify="left", box=None)
-    for column in ("canonical name", "shape", "encoding"):
+    table.add_column("canonical name, and how it is stored if otherwise")
+    for column in ("shape", "encoding"):
         table.add_column(column, no_wrap=True)
-    for column in ("stored as, if otherwise", "layout change"):
-        table.add_column(column, overflow="fold")
     for row in _by_layer(summary["tensors"]):
-        stored = "" if row["stored_as"] == [row["name"].split(" ")[0]] else ", ".join(row["stored_as"])
-        table.add_row(row["name"], str(row["shape"]), row["encoding"], stored, ", ".join(row["layout"]))
+        own = [row["name"].split(" ")[0]]
+        stored = [name for name in row["stored_as"] if row["stored_as"] != own] + row["layout"]
+        table.add_row(lines(row["name"], *(f"  {line}" for line in stored)), str(row["shape"]), row["encoding"])
     console.print(table)
     for name, reason in summary["unused"].items():
-        console.print(f"not used: {name} ({reason})")
+        console.print(lines(f"not used: {name} ({reason})"), highlight=False)
 
 
 def _compact(value: Any) -> str:

@@ -1,5 +1,6 @@
 """The `assay` command: one module a verb, errors as one message, exit status 0, 1 or 2 as the contract says."""
 
+import os
 import sys
 
 import typer
@@ -46,13 +47,34 @@ app.command()(vectors.vectors)
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line; exits 0 matches, 1 diverges or invalid, 2 could not be carried out, 130 on Ctrl-C."""
     try:
-        app(args=arguments, standalone_mode=True)
+        try:
+            app(args=arguments, standalone_mode=True)
+        finally:
+            if sys.stdout is not None:  # closed by the shell: >&-
+                sys.stdout.flush()
     except CheckpointError as error:
         print(f"assay: {error}", file=sys.stderr)
         sys.exit(2)
     except MemoryError:
         print("assay: out of memory; run fewer tokens, shorter --chunks or fewer --taps", file=sys.stderr)
         sys.exit(2)
+    except SystemExit as stop:
+        if isinstance(stop.__context__, BrokenPipeError):  # typer's 1 would say that something is invalid
+            sys.exit(2)
+        raise
+    except OSError as error:
+        _give_up_output()
+        if not isinstance(error, BrokenPipeError):
+            print(f"assay: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+def _give_up_output() -> None:
+    """If standard output cannot be written, forget what is left of it: Python would try again at its end."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
+from rich.text import Text
 
 from assay.loaders.errors import CheckpointError
 
@@ -57,6 +58,12 @@ def lengths_from(chunks: str | None) -> list[int] | None:
         return [int(word) for word in chunks.replace("...", "").split(",") if word.strip()]
     except ValueError as error:
         raise CheckpointError("--chunks must be integers, separated by commas", got=chunks) from error
+
+
+def lines(*texts: str | None) -> Text:
+    """Texts from a file, a line each: control characters visible, and no markup taken from it."""
+    shown = ("".join(c if c.isprintable() else repr(c)[1:-1] for c in text) for text in texts if text)
+    return Text("\n".join(shown), overflow="fold")
 
 
 @contextlib.contextmanager

@@ -37,7 +37,7 @@ def synth(
 
     shape = find_shape(name)
     to = chosen(to, "--to", CONTAINERS)
-    encoder = encoder_name(quant, to) if quant else None
+    encoder = None if quant is None else encoder_name(quant, to)
     shard_bytes = shard_bytes_from(shard_size, to)
     started = time.perf_counter()
     with transfer_progress() as progress:
@@ -54,7 +54,9 @@ def synth(
         )
     count = layers or shape.config.num_hidden_layers
     console.print(
-        f"{out}: {to}, the shape of {shape.source}, {count} layers, {nbytes / 1e9:,.2f} GB "
+        f"{out}: {to}, the shape of {shape.source}, {count} layer{'s' * (count != 1)}, {nbytes / 1e9:,.2f} GB "
         f"in {time.perf_counter() - started:.1f} s",
         highlight=False,
+        markup=False,
+        soft_wrap=True,
     )

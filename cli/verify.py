@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-if TYPE_CHECKING:
-    from rich.text import Text
+from assay.loaders.errors import CheckpointError
 
+if TYPE_CHECKING:
     from assay.loaders.compare import Comparison, Difference
     from assay.loaders.verify import Verification
 
@@ -36,6 +36,8 @@ def verify(
     assay verify gpt-oss-20b.gguf --same-as gpt-oss-20b-hf/
     """
     if same_as is not None:
+        if quick:
+            raise CheckpointError("--quick and --same-as exclude each other: weights are compared value by value")
         raise typer.Exit(_compare(path, same_as, as_json))
     from assay.loaders.verify import verify as verify_checkpoint
 
@@ -64,7 +66,7 @@ def _byte_progress(label: str) -> Iterator[Callable[[int, int], None]]:
 def _print(result: "Verification") -> None:
     from rich.table import Table
 
-    from assay.cli.shared import console
+    from assay.cli.shared import console, lines
 
     faults = sum(finding.severity == "error" for finding in result.findings)
     odd = len(result.findings) - faults
@@ -81,16 +83,8 @@ def _print(result: "Verification") -> None:
         place += "" if finding.byte is None else f", byte {finding.byte}"
         expected = "" if finding.expected is None else f"expected: {finding.expected}"
         got = "" if finding.got is None else f"got: {finding.got}"
-        table.add_row(finding.severity, _lines(finding.tensor, place), _lines(finding.what, expected, got))
+        table.add_row(finding.severity, lines(finding.tensor, place), lines(finding.what, expected, got))
     console.print(table, highlight=False)
-
-
-def _lines(*texts: str | None) -> "Text":
-    """Texts from a file, a line each: control characters visible, and no markup taken from it."""
-    from rich.text import Text
-
-    shown = ("".join(c if c.isprintable() else repr(c)[1:-1] for c in text) for text in texts if text)
-    return Text("\n".join(shown), overflow="fold")
 
 
 def _compare(path: Path, same_as: Path, as_json: bool) -> int:
@@ -116,7 +110,7 @@ def _compare(path: Path, same_as: Path, as_json: bool) -> int:
 def _print_comparison(result: "Comparison") -> None:
     from rich.table import Table
 
-    from assay.cli.shared import console
+    from assay.cli.shared import console, lines
 
     console.print(f"A  {result.a}\nB  {result.b}", highlight=False, markup=False, soft_wrap=True)
     count = len(result.sha256)
@@ -126,11 +120,11 @@ def _print_comparison(result: "Comparison") -> None:
     console.print(f"different: {len(result.differences)} of {count} tensors, {len(result.config)} config fields")
     table = Table("", "difference", box=None, pad_edge=False, show_header=False)
     for name, (a, b) in result.config.items():
-        table.add_row(_lines(name), _lines(f"A: {a}", f"B: {b}"))
+        table.add_row(lines(name), lines(f"A: {a}", f"B: {b}"))
     for difference in result.differences:
         first, values = difference.first, difference.values
         at = f"first at {list(first)}: {values[0]} in A, {values[1]} in B" if first is not None and values else ""
-        table.add_row(_lines(difference.name), _lines(difference.what, at, _why(difference)))
+        table.add_row(lines(difference.name), lines(difference.what, at, _why(difference)))
     console.print(table, highlight=False)
 
 

@@ -1,6 +1,9 @@
 """assay convert and assay synth on the command line: options, tables, JSON, exit status."""
 
 import json
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -110,6 +113,9 @@ def test_convert_over_an_existing_file(tmp_path: Path, capsys: pytest.CaptureFix
         (("--to", "gguf", "--quant", "q4_k"), "then: llama-quantize MODEL.gguf MODEL-Q4_K.gguf Q4_K"),
         (("--to", "gguf", "--quant", "Q5_K_M"), "then: llama-quantize MODEL.gguf MODEL-Q5_K_M.gguf Q5_K_M"),
         (("--to", "gguf", "--quant", "iq4_nl"), "no --quant 'iq4_nl' for gguf"),
+        (("--to", "gguf", "--quant", ""), "no --quant '' for gguf"),
+        (("--to", "mlx", "--shard-size", "9" * 400), "is no size"),
+        (("--to", "mlx", "--pre", "llama-bpe"), "--pre is for a GGUF made of"),
     ],
 )
 def test_convert_refuses(
@@ -118,6 +124,57 @@ def test_convert_refuses(
     assert run("convert", CHECKPOINTS / "llama" / "hf", tmp_path / "out", *options) == 2
     assert message in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
+
+
+def test_pre_says_nothing_of_a_gguf_that_has_a_tokenizer(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source = CHECKPOINTS / "llama" / "gguf" / "model.gguf"
+    assert run("convert", source, tmp_path / "a.gguf", "--to", "gguf", "--pre", "llama-bpe") == 2
+    assert "--pre is for a GGUF made of" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("ending", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
+def test_a_signal_leaves_nothing(ending: signal.Signals, tmp_path: Path) -> None:
+    script = f"""
+import os
+from assay.cli.main import main
+import assay.loaders.write_gguf as writer
+writer._data = lambda *_: os.kill(os.getpid(), {int(ending)})
+main(["convert", {str(CHECKPOINTS / "llama" / "hf")!r}, {str(tmp_path / "a.gguf")!r}, "--to", "gguf"])
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert (done.returncode, "Traceback" in done.stderr) == (130, False)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_closed_terminal_does_not_end_what_runs_under_nohup(tmp_path: Path) -> None:
+    script = f"""
+import os, signal
+signal.signal(signal.SIGHUP, signal.SIG_IGN)
+from assay.cli.main import main
+import assay.loaders.write_gguf as writer
+data = writer._data
+writer._data = lambda *arguments: os.kill(os.getpid(), signal.SIGHUP) or data(*arguments)
+main(["convert", {str(CHECKPOINTS / "llama" / "hf")!r}, {str(tmp_path / "a.gguf")!r}, "--to", "gguf"])
+"""
+    assert subprocess.run([sys.executable, "-c", script], capture_output=True).returncode == 0
+    assert (
+        open_checkpoint(tmp_path / "a.gguf").weights_sha256 == open_checkpoint(CHECKPOINTS / "llama/hf").weights_sha256
+    )
+
+
+@pytest.mark.parametrize("name", ["a[/b].gguf", "[bold]a.gguf", "a" * 100 + ".gguf"])
+def test_names_of_files_are_shown_as_they_are(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path(name).parent.mkdir(exist_ok=True)
+    assert run("synth", "smollm2-135m", "--to", "gguf", "--layers", "1", "--out", name) == 0
+    assert f"{name}: gguf, the shape of" in capsys.readouterr().out
+    for verb in ("inspect", "verify"):
+        assert run(verb, name) == 0
+        assert capsys.readouterr().out.startswith(name)
+    assert run("convert", name, f"{name}.2", "--to", "gguf") == 0
+    assert f"{name}.2: gguf, 11 tensors" in capsys.readouterr().out
 
 
 def test_interrupted_convert_leaves_nothing(
@@ -134,7 +191,7 @@ def test_interrupted_convert_leaves_nothing(
 def test_synth(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     target = tmp_path / "random.gguf"
     assert run("synth", "smollm2-135m", "--to", "gguf", "--layers", "1", "--quant", "q4_0", "--out", target) == 0
-    assert "the shape of HuggingFaceTB/SmolLM2-135M-Instruct, 1 layers" in " ".join(capsys.readouterr().out.split())
+    assert "the shape of HuggingFaceTB/SmolLM2-135M-Instruct, 1 layer," in " ".join(capsys.readouterr().out.split())
     assert open_checkpoint(target).tensors["model.embed_tokens.weight"].encoding.name == "Q4_0"
     assert run("synth", "smollm2-135m", "--to", "gguf", "--layers", "1", "--out", target) == 2
     assert run("synth", "gpt-5", "--to", "gguf", "--out", tmp_path / "b.gguf") == 2
@@ -162,6 +219,7 @@ def test_no_sizes(text: str) -> None:
         ("q8_0", "gguf", "Q8_0"),
         ("affine4/64", "mlx", "affine4/64"),
         ("bf16", "safetensors", "BF16"),
+        ("tq2_0", "gguf", "TQ2_0 (by gguf-py)"),
     ],
 )
 def test_names_of_encodings(quant: str, to: str, name: str) -> None:

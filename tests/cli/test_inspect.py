@@ -5,7 +5,7 @@ import json
 import pytest
 
 from assay.reference.weights import weight_shapes
-from tests.checkpoint_files import CHECKPOINTS, opened
+from tests.checkpoint_files import CHECKPOINTS, copied, edit_tensors, opened
 from tests.cli.run import run
 
 
@@ -68,3 +68,24 @@ def test_tables():
         "truncate False",
     ):
         assert part in result.text
+
+
+def test_tables_are_readable_at_80_columns(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    lines = [line.strip() for line in run("inspect", CHECKPOINTS / "llama/gguf").out.splitlines()]
+    at = next(i for i, line in enumerate(lines) if line.startswith("model.layers.*.self_attn.q_proj.weight (x2)"))
+    assert lines[at].split() == ["model.layers.*.self_attn.q_proj.weight", "(x2)", "[64,", "64]", "BF16"]
+    assert lines[at + 1 : at + 3] == ["blk.*.attn_q.weight", "RoPE rows from neighbour pairs to halves"]
+
+
+def test_hostile_names_do_not_reach_the_terminal(tmp_path):
+    folder = copied("llama/hf", tmp_path / "hostile")
+    name = "model.layers.0.self_attn.rotary_emb.inv_freq"
+    edit_tensors(folder / "model.safetensors", lambda t: t.__setitem__(name, ("F32", [1], b"\x01\x01\x01\x01")))
+    assert f"not used: {name}" in run("inspect", folder).text
+    target = tmp_path / "[/bold]\x1b[2J"
+    target.parent.mkdir(parents=True)
+    folder.rename(target)
+    result = run("inspect", target)
+    assert result.status == 0
+    assert "\x1b" not in result.out

@@ -1,7 +1,9 @@
 """The command itself: exit status, help, interruption, and bad checkpoints through every verb that opens one."""
 
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -11,6 +13,7 @@ from tests.cli.run import refused, run
 from tests.loaders.broken_checkpoints import BROKEN, path_of
 
 LLAMA = CHECKPOINTS / "llama/hf"
+PROGRAM = [sys.executable, "-m", "assay.cli"]
 VERBS = ["demo", "inspect", "record", "check", "generate"]
 
 
@@ -82,3 +85,20 @@ def test_as_a_program():
     bad = subprocess.run([*command, "inspect", "nothing"], capture_output=True, text=True, timeout=60)
     assert (bad.returncode, bad.stdout) == (2, "")
     assert bad.stderr.startswith("assay: nothing: cannot be read")
+
+
+@pytest.mark.parametrize("verb", [["inspect"], ["inspect", "--json"], ["verify"], ["verify", "--json"]])
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="Linux has a full disk to try")
+def test_output_that_cannot_be_written_is_one_message(verb):
+    with open("/dev/full", "w") as full:
+        done = subprocess.run([*PROGRAM, *verb, LLAMA], stdout=full, stderr=subprocess.PIPE, text=True)
+    assert (done.returncode, done.stderr) == (2, "assay: [Errno 28] No space left on device\n")
+
+
+@pytest.mark.parametrize("verb", [["inspect"], ["inspect", "--json"], ["verify"], ["verify", "--json"]])
+def test_a_reader_that_left_is_no_verdict(verb):
+    ours, theirs = os.pipe()
+    os.close(ours)
+    done = subprocess.run([*PROGRAM, *verb, LLAMA], stdout=theirs, stderr=subprocess.PIPE, text=True)
+    os.close(theirs)
+    assert (done.returncode, done.stderr) == (2, "")

@@ -118,3 +118,9 @@ def test_different(capsys, monkeypatch):
 def test_a_pipe_is_refused_and_not_waited_for(capsys, tmp_path):
     os.mkfifo(tmp_path / "model.gguf")
     assert run(capsys, tmp_path / "model.gguf")[0] == 1
+
+
+def test_quick_cannot_prove_that_weights_are_the_same(capsys):
+    status, out, err = run(capsys, CHECKPOINTS / "llama/hf", "--same-as", CHECKPOINTS / "llama/gguf", "--quick")
+    assert (status, out) == (2, "")
+    assert "--quick and --same-as exclude each other" in err

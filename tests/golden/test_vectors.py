@@ -134,3 +134,11 @@ def test_a_folder_that_cannot_be_made(tmp_path):
     result = CliRunner().invoke(app, ["vectors", "--out", str(tmp_path / "file")])
     assert result.exit_code != 0
     assert "cannot be written" in str(result.exception)
+
+
+def test_an_empty_folder_name_is_not_the_current_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    result = CliRunner().invoke(app, ["vectors", "--out", ""])
+    assert result.exit_code == 2
+    assert "the folder's name is empty" in result.output
+    assert not list(tmp_path.iterdir())
