@@ -1,7 +1,8 @@
 """A checkpoint written in another container: every value kept, or an error, unless quantising was asked for."""
 
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import re
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from math import isfinite
 from pathlib import Path
@@ -245,12 +246,23 @@ def _gguf_metadata(source: Checkpoint, model_type: str, pre: str | None) -> tupl
     if source.format == "gguf":
         return _carried(read_gguf(source.path)), []
     called = source.path.resolve().name
-    if model_type == "phi3" and not any(mark in called.lower() for mark in ("phi-3", "phi3")):
-        called = f"phi-3 {called}"  # by this mark llama.cpp knows that special tokens swallow the space behind them
-    name = {"general.name": called}
     if not (source.path / "tokenizer.json").exists():
+        name = {"general.name": gguf_model_name(called, model_type, ())}
         return name, ["the source has no tokenizer.json, so no tokenizer was written"]
-    return name | gguf_tokenizer(source.path, source.config.vocab_size, pre), []
+    tokenizer = gguf_tokenizer(source.path, source.config.vocab_size, pre)
+    return {"general.name": gguf_model_name(called, model_type, tokenizer["tokenizer.ggml.tokens"]), **tokenizer}, []
+
+
+def gguf_model_name(called: str, model_type: str, tokens: Collection[str]) -> str:
+    """A model's name in a GGUF: "phi-3" in it where llama.cpp can act on that, and nowhere else.
+
+    By this mark llama.cpp knows that special tokens swallow the space behind them; and it looks up four tokens then,
+    without which it cannot load the file (llama-vocab.cpp).
+    """
+    if not {"</s>", "<s>", "<unk>", "<|endoftext|>"} <= set(tokens):
+        return re.sub(r"(phi)-?3", r"\1 3", called, flags=re.IGNORECASE)
+    is_marked = re.search(r"phi-?3", called, re.IGNORECASE)
+    return called if is_marked or model_type != "phi3" else f"phi-3 {called}"
 
 
 def _carried(file: GgufFile) -> dict[str, Any]:

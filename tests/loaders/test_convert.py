@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from assay.loaders.checkpoint import Checkpoint, open_checkpoint
-from assay.loaders.convert import convert
+from assay.loaders.convert import convert, gguf_model_name
 from assay.loaders.errors import CheckpointError
 from assay.loaders.gguf_file import read_gguf
 from assay.loaders.quantise import accuracy, encoder_of
@@ -106,6 +106,28 @@ def test_gguf_is_llama_cpps_own(family: str, tmp_path: Path) -> None:
     only_theirs = {"general.size_label", "tokenizer.ggml.add_sep_token"}
     for key in set(theirs) - only_theirs - {"general.name"}:
         np.testing.assert_array_equal(ours[key], theirs[key], key)  # type: ignore[call-overload]
+
+
+PHI3_TOKENS = ("<unk>", "<s>", "</s>", "<|endoftext|>", "a")
+
+
+@pytest.mark.parametrize(
+    ("called", "model_type", "tokens", "name"),
+    [
+        ("mini", "phi3", PHI3_TOKENS, "phi-3 mini"),
+        ("Phi-3-mini", "phi3", PHI3_TOKENS, "Phi-3-mini"),
+        ("phi3", "phi3", PHI3_TOKENS, "phi3"),
+        ("mini", "phi3", PHI3_TOKENS[1:], "mini"),
+        ("Phi-4-mini", "phi3", ("<|endoftext|>",), "Phi-4-mini"),
+        ("my-Phi-3", "phi3", (), "my-Phi 3"),
+        ("phi3-tuned", "llama", ("<s>",), "phi 3-tuned"),
+        ("mini", "llama", PHI3_TOKENS, "mini"),
+    ],
+)
+def test_a_gguf_is_named_phi_3_where_llama_cpp_can_load_it_so(
+    called: str, model_type: str, tokens: tuple[str, ...], name: str
+) -> None:
+    assert gguf_model_name(called, model_type, tokens) == name
 
 
 def test_mlx_is_mlx_lms_own(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """What `convert` writes, read by the engines it is for: their logits equal those on the original tool's conversion."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -31,7 +32,7 @@ def oracle_logits(path: Path, tokens: list[int]) -> np.ndarray:
     return forward(open_checkpoint(path).model(), np.array(tokens))
 
 
-@pytest.mark.parametrize("source", ["gpt_oss/hf", "gpt_oss/mlx", "llama/hf"])
+@pytest.mark.parametrize("source", ["gpt_oss/hf", "gpt_oss/mlx", "llama/hf", "phi3/hf"])
 def test_llama_cpp_gives_the_logits_of_its_own_conversion(source: str, tmp_path: Path) -> None:
     family = source.split("/")[0]
     tokens = tokens_of(family)
@@ -49,17 +50,34 @@ def test_mlx_lm_gives_the_logits_of_its_own_conversion(source: str, tmp_path: Pa
     )
 
 
-def test_mlx_lm_gives_the_logits_of_its_own_conversion_of_a_llama(tmp_path: Path) -> None:
-    tokens = tokens_of("llama")
-    own = tiny.to_mlx(CHECKPOINTS / "llama" / "hf", tmp_path / "own")
-    ours = converted("llama/gguf", "mlx", tmp_path)
+@pytest.mark.parametrize("source", ["llama/gguf", "mistral/hf", "phi3/gguf"])
+def test_mlx_lm_gives_the_logits_of_its_own_conversion_of_a_dense_model(source: str, tmp_path: Path) -> None:
+    family = source.split("/")[0]
+    tokens = tokens_of(family)
+    own = tiny.to_mlx(CHECKPOINTS / family / "hf", tmp_path / "own")
+    ours = converted(source, "mlx", tmp_path)
     np.testing.assert_array_equal(tiny.mlx_logits(ours, tokens), tiny.mlx_logits(own, tokens))
 
 
-@pytest.mark.parametrize("source", ["gpt_oss/gguf", "gpt_oss/mlx", "llama/gguf"])
+def test_llama_cpp_computes_a_converted_mistral(tmp_path: Path) -> None:
+    """Without its window, which llama.cpp ignores."""
+    tokens = tokens_of("mistral")
+    ours = converted("mistral/hf", "gguf", tmp_path)
+    source = open_checkpoint(CHECKPOINTS / "mistral" / "hf")
+    unwindowed = replace(source, config=replace(source.config, sliding_window=None))
+    wanted = forward(unwindowed.model(), np.array(tokens))
+    assert nmse(tiny.llama_cpp_logits(ours, tokens), wanted) < 1e-4  # a cache in 16 bits
+
+
+@pytest.mark.parametrize("source", ["gpt_oss/gguf", "gpt_oss/mlx", "llama/gguf", "mistral/hf", "phi3/gguf"])
 def test_transformers_gives_the_logits_of_the_original(source: str, tmp_path: Path) -> None:
     family = source.split("/")[0]
-    ours = converted(source, "safetensors", tmp_path)
+    if source == "mistral/hf":  # by way of MLX
+        converted(source, "mlx", tmp_path)
+        convert(open_checkpoint(tmp_path / "mlx"), tmp_path / "safetensors", "safetensors")
+        ours = tmp_path / "safetensors"
+    else:
+        ours = converted(source, "safetensors", tmp_path)
     taps = tiny.transformers_taps(ours, tokens_of(family))
     # the same weights in another order of loading: float32 noise at most
     np.testing.assert_allclose(taps["logits"], expected(family)["logits"], rtol=0, atol=2e-5)
