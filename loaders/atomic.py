@@ -68,8 +68,9 @@ def replacing_directory(target: Path) -> Iterator[Path]:
     try:
         temporary.mkdir()
         yield temporary
-        for file in temporary.iterdir():
-            _sync(file)
+        for file in temporary.rglob("*"):
+            if file.is_file():
+                _sync(file)
         _take_place(temporary, target)
     except OSError as error:
         raise CheckpointError(f"cannot be written: {error.strerror or error}", where=target) from error

@@ -16,6 +16,7 @@ from assay.loaders.gguf_file import read_gguf
 from assay.loaders.json_text import read_json
 
 KEY = "tokenizer.chat_template"
+ADDITIONAL = "additional_chat_templates"  # transformers' folder of NAME.jinja beside chat_template.jinja
 
 
 def chat_tokens(checkpoint: Checkpoint, messages: Sequence[Mapping[str, str]]) -> list[int]:
@@ -59,18 +60,48 @@ def render(template: str, messages: Sequence[Mapping[str, str]], special: Mappin
 
 
 def templates_of(directory: Path) -> dict[str, Any]:
-    """The chat templates of a directory as a GGUF's metadata: the default one, and others under their names."""
+    """The chat templates of a directory as a GGUF's metadata: the default one, and others under their names.
+
+    Raises CheckpointError for files that hold no templates.
+    """
     jinja, config = directory / "chat_template.jinja", directory / "tokenizer_config.json"
     if jinja.exists():
-        return {KEY: jinja.read_text("utf-8")}
-    template = read_json(config).get("chat_template") if config.exists() else None
-    if isinstance(template, str):
-        return {KEY: template}
-    named = {entry["name"]: entry["template"] for entry in template or ()}
-    values = {f"{KEY}.{name}": text for name, text in named.items() if name != "default"}
+        named = {path.stem: _text(path) for path in sorted((directory / ADDITIONAL).glob("*.jinja"))}
+        named["default"] = _text(jinja)
+    else:
+        named = _named(read_json(config).get("chat_template") if config.exists() else None, config)
+    values: dict[str, Any] = {f"{KEY}.{name}": text for name, text in named.items() if name != "default"}
     if values:
         values["tokenizer.chat_templates"] = sorted(name for name in named if name != "default")
     return values | ({KEY: named["default"]} if "default" in named else {})
+
+
+def template_entry(metadata: Mapping[str, Any]) -> str | list[dict[str, str]] | None:
+    """The chat templates of a GGUF as an entry of tokenizer_config.json."""
+    named = {key.removeprefix(f"{KEY}."): text for key, text in metadata.items() if key.startswith(f"{KEY}.")}
+    default = metadata.get(KEY)
+    if not named:
+        return default
+    everything = named if default is None else {"default": default, **named}
+    return [{"name": name, "template": text} for name, text in everything.items()]
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise CheckpointError(f"the chat template cannot be read: {error}", where=path) from error
+
+
+def _named(entry: object, where: Path) -> dict[str, str]:
+    """The templates of a tokenizer_config.json by name: a text, or a list of records with a name and a template."""
+    if entry is None or isinstance(entry, str):
+        return {} if entry is None else {"default": entry}
+    records = entry if isinstance(entry, list) and all(isinstance(record, dict) for record in entry) else [{}]
+    named = {record.get("name"): record.get("template") for record in records}
+    if not all(isinstance(text, str) for pair in named.items() for text in pair):
+        raise CheckpointError("chat_template is neither a text nor a list of names and templates", where=where)
+    return named
 
 
 def _token(checkpoint: Checkpoint, i: int) -> str:

@@ -250,7 +250,11 @@ def _gguf_metadata(source: Checkpoint, model_type: str, pre: str | None) -> tupl
         name = {"general.name": gguf_model_name(called, model_type, ())}
         return name, ["the source has no tokenizer.json, so no tokenizer was written"]
     tokenizer = gguf_tokenizer(source.path, source.config.vocab_size, pre)
-    return {"general.name": gguf_model_name(called, model_type, tokenizer["tokenizer.ggml.tokens"]), **tokenizer}, []
+    name = {"general.name": gguf_model_name(called, model_type, tokenizer["tokenizer.ggml.tokens"])}
+    eos = tokenizer.get("tokenizer.ggml.eos_token_id")
+    left = [token for token in source.stop_tokens if token != eos]
+    notes = [f"a GGUF has room for one end of generation, here {eos}; left out: {', '.join(map(str, left))}"]
+    return name | tokenizer, notes if left else []
 
 
 def gguf_model_name(called: str, model_type: str, tokens: Collection[str]) -> str:

@@ -150,20 +150,33 @@ def _float32(name: str, values: np.ndarray) -> Weight:
 
 
 def _add(writer: "GGUFWriter", key: str, value: Any) -> None:
-    """Add metadata with the type that llama.cpp expects of a value of that kind."""
+    """Add metadata with the type that llama.cpp expects of a value of that kind, wider ones only where it must be."""
     from gguf import GGUFValueType
 
     match value:
         case bool():
             writer.add_bool(key, value)
-        case int():
+        case int() if 0 <= value < 2**32:
             writer.add_uint32(key, value)
+        case int():
+            (writer.add_int64 if value < 2**63 else writer.add_uint64)(key, value)
         case float():
             writer.add_float32(key, value)
         case str():
             writer.add_string(key, value)
         case np.ndarray():
-            kind = GGUFValueType.FLOAT32 if value.dtype.kind == "f" else GGUFValueType.INT32
-            writer.add_key_value(key, value.tolist(), GGUFValueType.ARRAY, kind)
+            writer.add_key_value(key, value.tolist(), GGUFValueType.ARRAY, GGUFValueType[_array_type(value)])
         case _:
             writer.add_array(key, value)
+
+
+def _array_type(values: np.ndarray) -> str:
+    """gguf-py's name of the type of an array's elements."""
+    if values.dtype.kind == "b":
+        return "BOOL"
+    if values.dtype.kind == "f":
+        return "FLOAT32" if values.dtype.itemsize <= 4 else "FLOAT64"
+    limits = np.iinfo(np.int32)
+    if not values.size or (values.min() >= limits.min and values.max() <= limits.max):
+        return "INT32"
+    return "UINT64" if values.dtype.kind == "u" else "INT64"

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from assay.loaders.chat import templates_of
+from assay.loaders.chat import ADDITIONAL, template_entry, templates_of
 from assay.loaders.errors import CheckpointError
 from assay.loaders.json_text import read_json
 
@@ -38,10 +38,13 @@ PROBE = (
 
 
 def copy_tokenizer(source: Path, target: Path) -> None:
-    """Copy the tokenizer files, chat template and generation config of a directory."""
+    """Copy the tokenizer files, chat templates and generation config of a directory."""
     for name in COPIED:
         if (source / name).is_file():
             shutil.copyfile(source / name, target / name)
+    for template in (source / ADDITIONAL).glob("*.jinja"):
+        (target / ADDITIONAL).mkdir(exist_ok=True)
+        shutil.copyfile(template, target / ADDITIONAL / template.name)
 
 
 def token_ids(directory: Path) -> dict[str, Any]:
@@ -63,8 +66,8 @@ def write_tokenizer_files(metadata: Mapping[str, Any], tokenizer: "Tokenizer", t
     roles = {role: metadata.get(f"tokenizer.ggml.{name}_token_id") for role, name in ROLES.items()}
     config: dict[str, Any] = {f"{role}_token": tokens[i] for role, i in roles.items() if isinstance(i, int)}
     config |= {"clean_up_tokenization_spaces": False, "tokenizer_class": "PreTrainedTokenizerFast"}
-    if (template := metadata.get("tokenizer.chat_template")) is not None:
-        config["chat_template"] = template
+    if (templates := template_entry(metadata)) is not None:
+        config["chat_template"] = templates
     for name, values in (("tokenizer_config.json", config), ("generation_config.json", ids)):
         (target / name).write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", "utf-8")
 

@@ -91,7 +91,7 @@ def test_convert_says_aloud_what_had_to_grow(tmp_path: Path, capsys: pytest.Capt
     assert "note: gguf has no place for the values of affine8/64:" in shown
     assert "--quant Q8_0 keeps them small" in shown
     assert run("convert", source, tmp_path / "b.gguf", "--to", "gguf", "--quant", "Q8_0", "--json") == 0
-    assert json.loads(capsys.readouterr().out)["notes"] == []
+    assert not any("has no place" in note for note in json.loads(capsys.readouterr().out)["notes"])
 
 
 def test_convert_over_an_existing_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

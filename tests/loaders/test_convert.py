@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from assay.loaders import convert as convert_module
 from assay.loaders.checkpoint import Checkpoint, open_checkpoint
 from assay.loaders.convert import convert, gguf_model_name
 from assay.loaders.errors import CheckpointError
@@ -270,6 +271,23 @@ def with_plain_experts(checkpoint: Checkpoint) -> Checkpoint:
     name = "model.layers.1.mlp.experts.gate_proj.weight"
     plain = float_tensor(name, checkpoint.tensors[name].decode(), "F32")
     return replace(checkpoint, tensors={**checkpoint.tensors, name: plain})
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        *(2**40, 2**64 - 1, -5, 7, True, 0.5, "text", ["a", "b"]),
+        *(np.array([True, False]), np.array([1, -2], np.int32), np.array([0.1, 1], np.float64)),
+        *(np.array([2**40, -1]), np.array([2**64 - 1], np.uint64), np.array([1.5], np.float32)),
+    ],
+    ids=str,
+)
+def test_metadata_of_a_gguf_are_carried_along(value: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    own = convert_module._carried
+    monkeypatch.setattr(convert_module, "_carried", lambda file: {**own(file), "general.anything": value})
+    convert(opened("llama/gguf"), tmp_path / "a.gguf", "gguf")
+    got = read_gguf(tmp_path / "a.gguf").metadata["general.anything"]
+    np.testing.assert_array_equal(got, value)  # type: ignore[call-overload]
 
 
 # Whole or not at all

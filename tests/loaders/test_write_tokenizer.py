@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from assay.loaders.chat import templates_of
 from assay.loaders.checkpoint import open_checkpoint
 from assay.loaders.convert import convert
 from assay.loaders.errors import CheckpointError
@@ -43,6 +44,52 @@ def test_chat_template_is_carried_along(where: str, tmp_path: Path) -> None:
     assert read_gguf(tmp_path / "a.gguf").metadata["tokenizer.chat_template"] == template
     convert(open_checkpoint(tmp_path / "a.gguf"), tmp_path / "b", "mlx")
     assert json.loads((tmp_path / "b" / "tokenizer_config.json").read_text())["chat_template"] == template
+
+
+@pytest.mark.parametrize("where", ["additional_chat_templates", "tokenizer_config.json"])
+def test_several_chat_templates_are_carried_along(where: str, tmp_path: Path) -> None:
+    templates = {"default": "A", "rag": "B", "tool_use": "C"}
+    listed = [{"name": name, "template": text} for name, text in templates.items()]
+    directory = copied("llama/hf", tmp_path / "hf")
+    if where == "additional_chat_templates":
+        (directory / "chat_template.jinja").write_text("A")
+        (directory / where).mkdir()
+        for name in ("rag", "tool_use"):
+            (directory / where / f"{name}.jinja").write_text(templates[name])
+    else:
+        edit_json(directory / where, lambda config: config.update(chat_template=listed))
+    convert(open_checkpoint(directory), tmp_path / "a.gguf", "gguf")
+    metadata = read_gguf(tmp_path / "a.gguf").metadata
+    assert {key: value for key, value in metadata.items() if "template" in key} == {
+        "tokenizer.chat_template": "A",
+        "tokenizer.chat_template.rag": "B",
+        "tokenizer.chat_template.tool_use": "C",
+        "tokenizer.chat_templates": ["rag", "tool_use"],
+    }
+    convert(open_checkpoint(tmp_path / "a.gguf"), tmp_path / "b", "mlx")
+    assert json.loads((tmp_path / "b" / "tokenizer_config.json").read_text())["chat_template"] == listed
+    convert(open_checkpoint(directory), tmp_path / "c", "mlx")
+    assert templates_of(tmp_path / "c") == templates_of(directory)
+
+
+@pytest.mark.parametrize("entry", [5, ["A"], [{"name": "default"}], [{"name": 1, "template": "A"}], {"default": "A"}])
+def test_chat_templates_that_are_none(entry: object, tmp_path: Path) -> None:
+    directory = copied("llama/hf", tmp_path / "hf")
+    edit_json(directory / "tokenizer_config.json", lambda config: config.update(chat_template=entry))
+    with pytest.raises(CheckpointError, match="chat_template is neither a text nor a list"):
+        convert(open_checkpoint(directory), tmp_path / "a.gguf", "gguf")
+    (directory / "chat_template.jinja").write_bytes(b"\xff")
+    with pytest.raises(CheckpointError, match="the chat template cannot be read"):
+        convert(open_checkpoint(directory), tmp_path / "a.gguf", "gguf")
+
+
+def test_ends_of_generation_that_a_gguf_has_no_room_for_are_noted(tmp_path: Path) -> None:
+    directory = copied("llama/hf", tmp_path / "hf")
+    assert open_checkpoint(directory).stop_tokens == (378, 382, 383)
+    notes = convert(open_checkpoint(directory), tmp_path / "a.gguf", "gguf").notes
+    assert notes == ("a GGUF has room for one end of generation, here 383; left out: 378, 382",)
+    edit_json(directory / "generation_config.json", lambda config: config.update(eos_token_id=383))
+    assert convert(open_checkpoint(directory), tmp_path / "b.gguf", "gguf").notes == ()
 
 
 def test_unknown_pre_tokenizer_is_an_error_unless_named(tmp_path: Path) -> None:
