@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from assay.loaders.errors import CheckpointError
 from assay.loaders.quantise import Accuracy, AccuracySums, Encoder
 from assay.loaders.recode import Kept, candidates, keeps, recode
-from assay.loaders.weight import Parts, Weight
+from assay.loaders.weight import Parts, Weight, group_of
 from assay.loaders.write_gguf import is_gguf_vector
 from assay.reference.formats import BF16, F16, F32
 from assay.reference.formats.floats import FloatFormat
@@ -111,8 +111,7 @@ def _fits(weight: Weight, form: Encoding, to: str) -> bool:
     """Whether the rows of a matrix are whole blocks, and the container has a place for this encoding there."""
     if isinstance(form, FloatFormat):
         return True
-    sizes = [getattr(form, size) for size in ("elements", "group_size", "group") if hasattr(form, size)]
-    return weight.shape[-1] % sizes[0] == 0 and (to != "safetensors" or ".mlp.experts." in weight.name)
+    return weight.shape[-1] % group_of(form) == 0 and (to != "safetensors" or ".mlp.experts." in weight.name)
 
 
 def _common_float(weights: list[Weight]) -> FloatFormat:

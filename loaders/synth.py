@@ -18,9 +18,10 @@ import numpy as np
 
 from assay.loaders.atomic import check_free, check_room
 from assay.loaders.convert import SHARD_BYTES, Progress, write_directory, write_gguf_checkpoint
+from assay.loaders.errors import CheckpointError
 from assay.loaders.quantise import encoder_of
 from assay.loaders.registry import Shape
-from assay.loaders.weight import Parts, Weight
+from assay.loaders.weight import Parts, Weight, group_of
 from assay.loaders.write_gguf import is_gguf_vector
 from assay.loaders.write_tokenizer import gguf_token_ids, write_tokenizer_files
 from assay.reference.config import Config
@@ -70,10 +71,10 @@ def _as_rows(name: str, part: np.ndarray, rows: int) -> np.ndarray:
 @cache
 def pool_of(encoder: str, mean: float, deviation: float, seed: int) -> Pool:
     """Normal values of that mean and standard deviation, encoded."""
-    group = 64  # a multiple of every group of 32 or 16, and what MLX's default needs
+    made = encoder_of(encoder)
+    group = max(64, group_of(made.encoding))  # a multiple of every group of 32 or 16, and what MLX's default needs
     values = np.random.default_rng([seed, 0]).standard_normal((POOL // group, group), np.float32)
     values = values * np.float32(deviation) + np.float32(mean)
-    made = encoder_of(encoder)
     parts = made.encode(values)
     return Pool({name: part.reshape(len(values), *part.shape[1:]) for name, part in parts.items()}, group, len(values))
 
@@ -123,8 +124,21 @@ def random_weights(config: Config, to: str, encoder: str | None, seed: int) -> d
             chosen = vectors
         else:
             chosen = of_matrices
+            _check_rows(name, shape, chosen)
         weights[name] = random_weight(name, shape, chosen, seed)
     return weights
+
+
+def _check_rows(name: str, shape: tuple[int, ...], encoder: str) -> None:
+    """Raise CheckpointError if a matrix cannot be made of whole groups."""
+    encoding = encoder_of(encoder).encoding
+    if shape[-1] % group_of(encoding):
+        raise CheckpointError(
+            f"{name} has no room for {encoding.name}",
+            expected=f"rows of a multiple of {group_of(encoding)}",
+            got=shape[-1],
+            remedy="choose another --quant",
+        )
 
 
 def synthetic_tokenizer(shape: Shape) -> dict[str, Any]:

@@ -87,6 +87,12 @@ def encoded_bytes(encoding: Encoding, elements: int) -> int:
             raise TypeError(f"{encoding.name} cannot be written")
 
 
+def group_of(encoding: Encoding) -> int:
+    """Elements of a row that are encoded together."""
+    sizes = (getattr(encoding, size, None) for size in ("elements", "group_size", "group"))
+    return next((size for size in sizes if size), 1)
+
+
 FUSED = {
     "self_attn.qkv_proj": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
     "mlp.gate_up_proj": ("mlp.gate_proj", "mlp.up_proj"),

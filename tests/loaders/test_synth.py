@@ -9,8 +9,9 @@ import pytest
 
 from assay.loaders.checkpoint import open_checkpoint
 from assay.loaders.errors import CheckpointError
+from assay.loaders.quantise import encoder_of
 from assay.loaders.registry import SHAPES, Shape, find_shape
-from assay.loaders.synth import random_weight, synth
+from assay.loaders.synth import GAINS, random_weight, synth
 from assay.reference import forward
 from assay.reference.config import GptOssConfig, YarnScaling
 from assay.reference.weights import weight_shapes
@@ -81,6 +82,32 @@ def test_encodings_are_the_published_files(to: str, experts: str, others: str, t
         assert tensors[name].encoding.name == others
     synth(tiny("gpt-oss-20b"), tmp_path / "plain", to, layers=1, encoder="F16")
     assert open_checkpoint(tmp_path / "plain").tensors["lm_head.weight"].encoding.name == "F16"
+
+
+@pytest.mark.parametrize(
+    ("to", "encoder"),
+    [
+        ("mlx", "affine4/128 F32"),
+        ("mlx", "affine3/32"),
+        ("gguf", "TQ2_0 (by gguf-py)"),
+        ("gguf", "Q5_1"),
+        ("mlx", "MLX nvfp4"),
+    ],
+)
+def test_encodings_of_any_group(to: str, encoder: str, tmp_path: Path) -> None:
+    shape = tiny("mistral-7b")
+    shape = replace(shape, config=replace(shape.config, intermediate_size=512))
+    synth(shape, tmp_path / "out", to, layers=1, encoder=encoder)
+    down = open_checkpoint(tmp_path / "out").tensors["model.layers.0.mlp.down_proj.weight"]
+    assert down.encoding == encoder_of(encoder).encoding
+    if not encoder.startswith("TQ"):  # ternary codes do not keep the size of an entry
+        assert down.decode().std() == pytest.approx(GAINS["down_proj"] / 512**0.5, rel=0.2)
+
+
+def test_rows_that_are_no_whole_groups(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"down_proj\.weight has no room for affine4/128.*\n.*multiple of 128"):
+        synth(tiny("mistral-7b"), tmp_path / "out", "mlx", layers=1, encoder="affine4/128")
+    assert not list(tmp_path.iterdir())
 
 
 def growth(path: Path, tokens: int = 24) -> tuple[np.ndarray, np.ndarray]:
