@@ -24,7 +24,7 @@ from assay.golden.structure import describe_tap
 from assay.golden.supplied import Supplied, by_id, require_numbers, supplied
 from assay.golden.weights import WeightFault, compare_weights, weights_among, weights_cause
 from assay.loaders.checkpoint import Checkpoint
-from assay.reference.taps import TapSpec, tap_table
+from assay.reference.taps import TapSpec, kind_of, tap_table
 
 # handed each tap as it is judged: its name, expected, got, noisy (None where only the golden is at hand)
 Observer = Callable[[str, np.ndarray, np.ndarray, np.ndarray | None], None] | None
@@ -298,7 +298,7 @@ def _check_end_to_end(
         if ours.shape != theirs.shape:
             raise GoldenError(f"tap {name!r} has the wrong shape", expected=list(ours.shape), got=list(theirs.shape))
         ids = name.rsplit(".", 1)[0] + ".expert_ids"
-        if ids != name and ids in taps and ids in golden.taps and name.rsplit(".", 1)[-1] in EXPERT_ROWS:
+        if ids != name and ids in taps and ids in golden.taps and kind_of(name) in EXPERT_ROWS:
             ours, theirs = _same_experts(ours, golden.taps[ids], theirs, np.asarray(taps[ids]).astype(np.int64))
         error, noise = relative(theirs.astype(np.float64) - ours, ours), profile.unit_roundoff
         nonfinite = int(theirs.size - np.count_nonzero(np.isfinite(theirs)))

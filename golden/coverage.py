@@ -16,7 +16,7 @@ from assay.golden.noise import PROFILES, Profile
 from assay.golden.record import record
 from assay.golden.store import Golden
 from assay.loaders.checkpoint import Checkpoint
-from assay.reference.taps import tap_table
+from assay.reference.taps import kind_of, tap_table
 
 CLEARLY = 2.0  # times the allowance: what is nearer to it may go either way with the noise
 LONGEST = 600  # tokens that are suggested: a mistake that needs more is listed with how many
@@ -55,7 +55,7 @@ def shown_by(golden: Golden, checkpoint: Checkpoint, mistakes: Iterable[Mistake]
 def _ratio(mistake: Mistake, run: Run, noisy: Mapping[str, np.ndarray], profile: Profile) -> float:
     """The mistake's largest effect on its own taps, in multiples of the noise."""
     replay = Replay(run, together((mistake,)), PROFILES["float64"])
-    places = [name for name in run.taps if name.rsplit(".", 1)[-1] in mistake.taps]
+    places = [name for name in run.taps if kind_of(name) in mistake.taps]
     return max((effect(replay, name, run.taps[name], noisy[name], profile)[1] for name in places), default=0.0)
 
 

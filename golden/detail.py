@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from assay.golden.operands import Operand, layer_of, operands_of
-from assay.reference.taps import AFTER_LAYERS, ATTENTION, BEFORE_LAYERS, DENSE, EXPERTS, OUTPUT, TapSpec
+from assay.reference.taps import AFTER_LAYERS, ATTENTION, BEFORE_LAYERS, DENSE, EXPERTS, OUTPUT, TapSpec, kind_of
 
 Array = np.ndarray
 
@@ -39,7 +39,7 @@ class Details:
         got = np.asarray(got).reshape(expected.shape)
         self._forget_before(name)
         self._given[name] = got
-        spec = SPECS.get(name.rsplit(".", 1)[-1])
+        spec = SPECS.get(kind_of(name))
         if spec is None or got.ndim != len(spec.axes):  # without the checkpoint a golden may hold anything
             return
         integer = np.issubdtype(expected.dtype, np.integer)

@@ -15,7 +15,7 @@ from assay.golden.mistakes.recipe import Recipe
 from assay.golden.mistakes.replay import Replay, Run
 from assay.golden.noise import PROFILES, Profile
 from assay.golden.routing import tied
-from assay.reference.taps import tap_table
+from assay.reference.taps import kind_of, tap_table
 
 Array = np.ndarray
 Mistakes = tuple[Mistake, ...]
@@ -176,7 +176,7 @@ class Diagnosis:
         replay = Replay(self.run, lambda recipe: recipe, PROFILES["float32"])
         with np.errstate(all="ignore"):
             replay.value(name)
-        return {computed.rsplit(".", 1)[-1] for computed in replay.computed}
+        return {kind_of(computed) for computed in replay.computed}
 
     def _candidate(self, mistakes: Mistakes, name: str) -> Candidate | None:
         found = self.judge(mistakes, name)
@@ -226,8 +226,8 @@ class Diagnosis:
     def _ranked(self, candidates: Sequence[Candidate], name: str) -> list[Candidate]:
         """By the share of other places that a candidate explains too, then by what is left of the error."""
         # places are those of all candidates: a mistake in q alone must also answer for a k that another one explains
-        kinds = {_kind(name), *(kind for c in candidates for mistake in c.mistakes for kind in mistake.taps)}
-        places = _spread([place for place in self.run.taps if _kind(place) in kinds and place in self.expected], name)
+        kinds = {kind_of(name), *(kind for c in candidates for mistake in c.mistakes for kind in mistake.taps)}
+        places = _spread([place for place in self.run.taps if kind_of(place) in kinds and place in self.expected], name)
         checked = [self._with_other_places(candidate, places) for candidate in candidates]
         return sorted(checked, key=lambda candidate: (-candidate.share, candidate.found.ratio))
 
@@ -296,15 +296,11 @@ def _rounded_either_way(value: Array, got: Array, grain: float) -> Array:
 def _spread(places: Sequence[str], first: str) -> list[str]:
     """At most LAYERS of each kind of tap, the first one's own among them."""
     kept: list[str] = []
-    for _, group in itertools.groupby(sorted(places, key=_kind), key=_kind):
+    for _, group in itertools.groupby(sorted(places, key=kind_of), key=kind_of):
         members = sorted(group, key=places.index)
         step = max(1, -(-len(members) // LAYERS))
         kept += [place for place in members[::step] if place != first]
     return [first, *kept]
-
-
-def _kind(name: str) -> str:
-    return name.rsplit(".", 1)[-1]
 
 
 def _norm(array: Array) -> float:

@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from assay.reference.taps import kind_of
+
 Array = np.ndarray
 Index = tuple[Any, ...]
 
@@ -126,7 +128,7 @@ def operands_of(name: str, at: list[int], given: Mapping[str, Array], layers: in
     has: without it, what flows into the final norm is not known.
     """
     prefix, _, kind = name.rpartition(".")
-    local = {n.rsplit(".", 1)[-1]: array for n, array in given.items() if n.rpartition(".")[0] == prefix}
+    local = {kind_of(n): array for n, array in given.items() if n.rpartition(".")[0] == prefix}
     if "tokens" in given:
         local["tokens"] = given["tokens"]
     stream = _stream(layer_of(name) if prefix else layers)

@@ -19,7 +19,7 @@ from assay.golden.record import chosen_taps
 from assay.golden.spans import spanned
 from assay.golden.store import Golden
 from assay.loaders.checkpoint import Checkpoint
-from assay.reference.taps import default_taps, tap_table
+from assay.reference.taps import default_taps, kind_of, tap_table
 
 Array = np.ndarray
 SECONDS = 10.0  # of a check: what is not tried by then is listed as that
@@ -54,7 +54,7 @@ def reach(
     started, config = time.monotonic(), run.checkpoint.config
     spans = {name: spanned(name, config, run.taps) for name in run.taps}
     table = tap_table(config)
-    missing = {_kind(name) for name, spec in table.items() if name not in run.taps and not spec.heavy}
+    missing = {kind_of(name) for name, spec in table.items() if name not in run.taps and not spec.heavy}
     acting = [m for m in CATALOGUE.values() if _kinds(m) & missing and m.acts(run.checkpoint)]
     if not acting:
         return None
@@ -99,7 +99,7 @@ def _shows_with_all(
     mistake: Mistake, whole: Run, exact: Mapping[str, Array], rough: Mapping[str, Array], profile: Profile
 ) -> bool:
     replay = Replay(whole, together((mistake,)), PROFILES["float64"])
-    places = [name for name in exact if _kind(name) in _kinds(mistake)]
+    places = [name for name in exact if kind_of(name) in _kinds(mistake)]
     return any(_clear(effect(replay, name, exact[name], rough[name], profile)[1]) for name in places)
 
 
@@ -113,7 +113,7 @@ def _first_shown(
 ) -> Shown | None:
     replay = Replay(run, together((mistake,)), PROFILES["float64"])
     for name, between in spans.items():
-        if _kinds(mistake) & {_kind(step) for step in (name, *between)}:
+        if _kinds(mistake) & {kind_of(step) for step in (name, *between)}:
             value, ratio = effect(replay, name, expected[name], noisy[name], profile)
             if _clear(ratio):
                 return Shown(mistake, name, _sketch(value, _T_axis(name, run)))
@@ -159,10 +159,6 @@ def _clear(ratio: float) -> bool:
 
 def _kinds(mistake: Mistake) -> set[str]:
     return {FOLLOWED_BY.get(kind, kind) for kind in mistake.taps}
-
-
-def _kind(name: str) -> str:
-    return name.rsplit(".", 1)[-1]
 
 
 def _T_axis(name: str, run: Run) -> int:

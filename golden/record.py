@@ -13,7 +13,7 @@ from assay.golden.errors import GoldenError
 from assay.golden.store import Golden, Provenance
 from assay.loaders.checkpoint import Checkpoint, open_checkpoint
 from assay.reference.config import Config, GptOssConfig
-from assay.reference.taps import default_taps, tap_table
+from assay.reference.taps import default_taps, kind_of, tap_table
 
 
 def chosen_taps(config: Config, pattern: str | None) -> list[str]:
@@ -99,7 +99,7 @@ def checkpoint_of(golden: Golden | None, model: Path | None) -> Checkpoint | Non
 def coverage_taps(config: Config) -> list[str]:
     """The taps that coverage is counted on."""
     kinds = ("expert_gate", "expert_up", "router_logits")
-    return [name for name in tap_table(config) if name.rsplit(".", 1)[-1] in kinds]
+    return [name for name in tap_table(config) if kind_of(name) in kinds]
 
 
 def coverage(config: Config, T: int, values: dict[str, np.ndarray]) -> dict[str, Any]:

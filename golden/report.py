@@ -12,6 +12,7 @@ from rich.text import Text
 
 from assay.golden.check import Report, TapResult
 from assay.golden.measure import ALLOWANCE
+from assay.reference.taps import kind_of
 
 LISTED = 6  # mistakes of each sort that the text names
 
@@ -230,7 +231,7 @@ def _by_kind(results: Iterable[TapResult]) -> list[tuple[str, list[TapResult]]]:
     """Taps grouped by their name within a layer, in the order of computation."""
     groups: dict[str, list[TapResult]] = {}
     for result in results:
-        kind = "weights" if result.tap.startswith("weights.") else result.tap.rsplit(".", 1)[-1]
+        kind = "weights" if result.tap.startswith("weights.") else kind_of(result.tap)
         groups.setdefault(kind, []).append(result)
     return list(groups.items())
 
@@ -255,7 +256,7 @@ def by_layers(names: list[str]) -> str:
     """Tap names, those of a layer together, and neighbouring layers that have the same ones."""
     groups: list[tuple[int | None, int | None, list[str]]] = []  # first and last layer, kinds
     for layer, found in itertools.groupby(names, lambda name: name.split(".")[1] if "." in name else None):
-        kinds = [name.rsplit(".", 1)[-1] for name in found]
+        kinds = [kind_of(name) for name in found]
         i = None if layer is None else int(layer)
         if groups and i is not None and groups[-1][1] == i - 1 and groups[-1][2] == kinds:
             groups[-1] = groups[-1][0], i, kinds

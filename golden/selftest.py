@@ -16,7 +16,7 @@ from assay.golden.noise import Profile, profile_named
 from assay.golden.record import chosen_taps, record
 from assay.golden.store import Golden
 from assay.loaders.checkpoint import Checkpoint
-from assay.reference.taps import tap_table
+from assay.reference.taps import kind_of, tap_table
 
 MODES = ("float32", "bfloat16", "q8")
 LONG = 300  # tokens of the prompt for what the usual one is too short for
@@ -132,5 +132,5 @@ def _row(id: str, golden: Golden, checkpoint: Checkpoint, profile: Profile, name
 def _first_taps(id: str, golden: Golden, checkpoint: Checkpoint, taps: Mapping[str, np.ndarray]) -> list[str]:
     """Where the mistake may first show: its own taps, or the first supplied one after each."""
     table = list(tap_table(checkpoint.config))
-    places = [i for i, name in enumerate(table) if name.rsplit(".", 1)[-1] in CATALOGUE[id].taps]
+    places = [i for i, name in enumerate(table) if kind_of(name) in CATALOGUE[id].taps]
     return [next(name for name in table[i:] if name in taps) for i in places]

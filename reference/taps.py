@@ -70,6 +70,11 @@ OUTPUT = (
 )
 
 
+def kind_of(name: str) -> str:
+    """A tap's name within its layer: `q_rope` of `layers.3.q_rope`."""
+    return name.rsplit(".", 1)[-1]
+
+
 def layer_taps(config: Config) -> tuple[TapSpec, ...]:
     """The taps of one layer, in the order in which the model computes them."""
     return ATTENTION + (EXPERTS if isinstance(config, GptOssConfig) else DENSE) + OUTPUT

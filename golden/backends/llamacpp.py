@@ -20,7 +20,7 @@ from assay.golden.backends.llamacpp_nodes import columns_of, taps_of_node
 from assay.golden.errors import GoldenError
 from assay.loaders.checkpoint import Checkpoint
 from assay.reference.ops import attention_mask
-from assay.reference.taps import Recorder, tap_shape, tap_table
+from assay.reference.taps import Recorder, kind_of, tap_shape, tap_table
 
 _DTYPES: dict[int, np.dtype] = {
     0: np.dtype(np.float32),
@@ -192,7 +192,7 @@ class _Trace:
 
     def _as_tap(self, tap: str, array: np.ndarray) -> np.ndarray:
         """ggml's [.., T] in the tap's axes."""
-        spec, T, kind = self._table[tap], self._T, tap.rsplit(".", 1)[-1]
+        spec, T, kind = self._table[tap], self._T, kind_of(tap)
         if spec.heavy:
             return self._attention_matrix(int(tap.split(".")[1]), kind, array)
         if self._is_phi3 and kind in ("q", "k", "v", "gate", "up"):

@@ -13,7 +13,7 @@ from assay.golden.backends.llamacpp_nodes import taps_of_node
 from assay.golden.errors import GoldenError
 from assay.golden.store import WEIGHTS
 from assay.reference.formats.floats import bfloat16_to_float32
-from assay.reference.taps import AFTER_LAYERS, ATTENTION, BEFORE_LAYERS, DENSE, EXPERTS, OUTPUT
+from assay.reference.taps import AFTER_LAYERS, ATTENTION, BEFORE_LAYERS, DENSE, EXPERTS, OUTPUT, kind_of
 
 INDEX = "index.json"
 RAW_DTYPES = {
@@ -132,8 +132,8 @@ def read_callback_log(path: Path, is_phi3: bool = False) -> dict[str, np.ndarray
         assert match is not None
         name, operation = match[1], match[3]
         taps = taps_of_node(name, operation, is_phi3)
-        if taps and taps[0].rsplit(".", 1)[-1] in _T_AXIS:
-            tap = "+".join((taps[0], *(other.rsplit(".", 1)[-1] for other in taps[1:])))
+        if taps and kind_of(taps[0]) in _T_AXIS:
+            tap = "+".join((taps[0], *(kind_of(other) for other in taps[1:])))
             shape = [int(n) for n in match.groups()[3:]]
             batches.setdefault(tap, []).append(_printed(path, start, name, tap, lines[start + 1 : end], shape))
     if not batches:
@@ -158,4 +158,4 @@ def _printed(path: Path, line: int, name: str, tap: str, text: list[str], shape:
         raise GoldenError("too few digits to judge by", where=where, got=f"{max(fractions)} decimals", remedy=remedy)
     values = np.array([float(match[0]) for match in numbers])
     fused = "+" in tap
-    return values.reshape(shape[1 if fused else _T_AXIS[tap.rsplit(".", 1)[-1]]], -1)
+    return values.reshape(shape[1 if fused else _T_AXIS[kind_of(tap)]], -1)

@@ -14,6 +14,7 @@ from assay.golden.mistakes import CATALOGUE
 from assay.golden.report import by_layers, none_fits, reach_sentences, shortened, structure_lines
 from assay.golden.store import Golden, replacing
 from assay.loaders.checkpoint import Checkpoint
+from assay.reference.taps import kind_of
 
 HERE = Path(__file__).parent
 VERDICTS = {
@@ -89,7 +90,7 @@ def _data(found: dict[str, Any], details: Mapping[str, dict[str, Any]], opened: 
         "about": {
             kind: {"axes": list(spec.axes), "meaning": spec.meaning}
             for kind, spec in SPECS.items()
-            if any(row["tap"].rsplit(".", 1)[-1] == kind for row in found["taps"])
+            if any(kind_of(row["tap"]) == kind for row in found["taps"])
         },
         "taps": {
             row["tap"]: {key: _rounded(row[key]) for key in SHOWN} | {"detail": _compact(details.get(row["tap"]))}

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from assay.golden.operands import layer_of
+from assay.reference.taps import kind_of
 
 WIDTH, HEIGHT = 1120, 300
 LEFT, RIGHT, TOP, BOTTOM = 62, 96, 26, 34
@@ -169,7 +170,7 @@ def _place(tap: str) -> tuple[int | None, str]:
     if weight:
         return int(weight[1]), f"weights {weight[2]}"
     layer = layer_of(tap)
-    return layer, tap if layer is None else tap.rsplit(".", 1)[-1]
+    return layer, tap if layer is None else kind_of(tap)
 
 
 def _cell(result: dict[str, Any], allowance: float) -> Cell:
