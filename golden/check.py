@@ -1,6 +1,5 @@
 """The check: is each of a backend's taps what the oracle computes from the backend's own earlier taps?"""
 
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -15,7 +14,7 @@ from assay.golden.forced import forced_pass, nearly_tied, noisy_pass
 from assay.golden.measure import ALLOWANCE, Comparison, compare, logit_view, relative
 from assay.golden.mistakes.replay import Run
 from assay.golden.noise import Profile
-from assay.golden.reach import SECONDS, reach
+from assay.golden.reach import WORK, reach
 from assay.golden.record import validated_tokens
 from assay.golden.routing import Followed, compare_ids, routing_view
 from assay.golden.spans import spanned, unchecked
@@ -70,7 +69,7 @@ class Report:
     routing: dict[str, Any] | None
     structure: dict[str, Any] | None = None
     cause: dict[str, Any] | None = None
-    untried: int = 0  # mistakes that the search for the cause had no time for
+    untried: int = 0  # mistakes that the search for the cause did not come to
     deviations: list[dict[str, Any]] = field(default_factory=list)
     reason: str | None = None
     weights: dict[str, Any] | None = None  # how many were compared, and which differ; None where none were supplied
@@ -131,12 +130,12 @@ def check(
     *,
     strict: bool = False,
     observe: Observer = None,
-    reach_seconds: float = SECONDS,
+    reach_work: float = WORK,
 ) -> Report:
     """Check a backend's taps against a golden: tap by tap with the checkpoint, end to end without.
 
     The profile's known deviations are accepted and listed, unless `strict`. `observe` sees the tensors compared.
-    Where taps are missing, what the others can show is tried for `reach_seconds`.
+    Where taps are missing, what the others can show is tried until `reach_work` is done.
 
     Raises GoldenError if the golden is of another checkpoint, or a tap has a shape that cannot be its own.
     """
@@ -151,9 +150,7 @@ def check(
         return _incomparable(golden, backend, profile, "the backend supplied none of the taps of this model")
     tokens, chunks = golden.provenance.tokens, golden.provenance.chunks
     names = {*given.taps, *(name for name in table if name.endswith("router_logits"))}
-    started = time.monotonic()
     expected = forced_pass(checkpoint, tokens, chunks, given.taps, names, progress=progress)
-    pass_seconds = time.monotonic() - started
     taps = given.filled(expected)
     noisy = noisy_pass(checkpoint, tokens, chunks, taps, expected, profile, progress)
     followed = Followed(open_choices=sum(int(t.sum()) for t in nearly_tied(checkpoint, taps, expected, noisy).values()))
@@ -194,9 +191,7 @@ def check(
         deviations=deviations.listed(),
         weights={"compared": len(weights), "differing": [fault.name for fault in faults]} if weights else None,
         not_checked=unchecked(checkpoint.config, taps),
-        reach=reach(diagnosis.run, expected, noisy, profile, reach_seconds, pass_seconds)
-        if reach_seconds and taps
-        else None,
+        reach=reach(diagnosis.run, expected, noisy, profile, reach_work) if reach_work and taps else None,
     )
 
 

@@ -1,7 +1,6 @@
 """The cause of a divergence: which known mistake, made by the oracle on the same inputs, has the backend's values?"""
 
 import itertools
-import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -23,7 +22,7 @@ Mistakes = tuple[Mistake, ...]
 FALLS_TO = 0.5  # of the error: a cause must take away at least this much of it, at its worst position too
 PAIRS = 60  # tried at most, when no single mistake explains the error
 LAYERS = 6  # looked at, evenly spread, to see whether a mistake explains the other layers too
-SECONDS = 120.0  # after so long no further mistake is tried
+WORK = 25 * 10**10  # multiplications after which no further mistake is tried: some two minutes on two cores
 FORGIVEN = 0.01  # share of values that a mistake which rounds may round to the other neighbour
 KEPT = 8  # values of taps kept for another look
 SAME = 1e-9  # relative difference under which a mistake changes nothing here
@@ -59,7 +58,8 @@ class Diagnosis:
         self.run, self.expected, self.noisy, self.profile = run, expected, noisy, profile
         self.table = tap_table(run.checkpoint.config)
         self._values: dict[tuple[str, str, str], Array] = {}
-        self.untried = 0  # mistakes that `cause` had no time for
+        self.work = 0  # done by replays, in multiplications
+        self.untried = 0  # mistakes that `cause` did not come to
         self.acting = [mistake for mistake in CATALOGUE.values() if mistake.acts(run.checkpoint)]
 
     def value(self, mistakes: Mistakes, name: str, profile: Profile = PROFILES["float64"]) -> Array:
@@ -71,6 +71,7 @@ class Diagnosis:
             with np.errstate(all="ignore"):  # a mistake may well divide by zero
                 replay = Replay(self.run, together(mistakes), profile)
                 value = replay.value(name)
+                self.work += replay.work
                 if profile.name == "float64" and not self.table[name].integer:
                     value = self._following(mistakes, name, value, replay.routed)
             self._values[key] = self._where_computed(name, value)
@@ -90,7 +91,9 @@ class Diagnosis:
                 open_choices |= {ids: open_T} if open_T.any() else {}
         if not open_choices:
             return value
-        other = Replay(self.run, together(mistakes), PROFILES["float64"], open_choices).value(name)
+        replay = Replay(self.run, together(mistakes), PROFILES["float64"], open_choices)
+        other = replay.value(name)
+        self.work += replay.work
         axis, got = self.table[name].axes.index("T"), np.asarray(self.run.taps[name])
         rest = tuple(i for i in range(got.ndim) if i != axis)
         nearer = np.sum((got - other) ** 2, rest, keepdims=True) < np.sum((got - value) ** 2, rest, keepdims=True)
@@ -143,13 +146,13 @@ class Diagnosis:
     def cause(self, name: str, before: Comparison) -> dict[str, Any] | None:
         """The mistake, or the pair of them, that explains the error of a tap; None if none in the catalogue does."""
         spanned = self._spanned(name)
-        started = time.monotonic()
+        most = self.work + WORK
         tried = 0
         explaining: list[Candidate] = []
         failing: list[Candidate] = []
         singles = [(mistake,) for mistake in self.acting if spanned & set(mistake.taps)]
         for mistakes in singles:
-            if time.monotonic() - started > SECONDS:
+            if self.work > most:
                 self.untried = len(singles) - tried
                 break
             tried += 1
@@ -159,7 +162,7 @@ class Diagnosis:
             (explaining if self._explains(candidate, name, before) else failing).append(candidate)
         if not explaining:
             for pair in self._pairs(failing):
-                if time.monotonic() - started > SECONDS:
+                if self.work > most:
                     break
                 tried += 1
                 candidate = self._candidate(pair, name) if self._promises(pair, name, before) else None

@@ -1,6 +1,5 @@
 """What fewer taps leave open: which known mistakes hide in the steps between them, and which look alike there."""
 
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -22,8 +21,8 @@ from assay.loaders.checkpoint import Checkpoint
 from assay.reference.taps import default_taps, kind_of, tap_table
 
 Array = np.ndarray
-SECONDS = 10.0  # of a check: what is not tried by then is listed as that
-PASSES = 8  # forced passes that must fit into the time, for anything to be tried
+WORK = 2 * 10**10  # multiplications, some ten seconds on two cores: what a check has not tried by then is listed
+PASSES = 8  # forced passes that must fit into it, for anything to be tried
 FOLLOWED_BY = {"attn_scores": "attn_heads", "attn_weights": "attn_heads"}  # heavy taps are part of the next step
 SKETCH = (64, 512)  # positions, and places of each other axis, on which two mistakes are compared
 
@@ -42,16 +41,15 @@ def reach(
     expected: Mapping[str, Array],
     noisy: Mapping[str, Array],
     profile: Profile,
-    seconds: float = SECONDS,
-    pass_seconds: float = 0.0,
+    most: float = WORK,
 ) -> dict[str, Any] | None:
     """Which mistakes of the catalogue a run's taps can show, as JSON; None where no step lacks its tap.
 
     Only mistakes in steps without a tap of their own are looked at, and of those the ones that these tokens would
     show if it were there. `hides` stay within what is allowed, `alike` are groups that leave the same values.
-    `pass_seconds` is what a forced pass took.
+    After `most` multiplications the others are `not_tried`.
     """
-    started, config = time.monotonic(), run.checkpoint.config
+    config = run.checkpoint.config
     spans = {name: spanned(name, config, run.taps) for name in run.taps}
     table = tap_table(config)
     missing = {kind_of(name) for name, spec in table.items() if name not in run.taps and not spec.heavy}
@@ -59,19 +57,20 @@ def reach(
     if not acting:
         return None
     result: dict[str, Any] = {"shows": [], "hides": [], "alike": [], "not_tried": [m.id for m in acting]}
-    if PASSES * pass_seconds > seconds:
+    if PASSES * sum(run.work_by_kind[kind_of(name)] for name in table) > most:
         return result
     whole, exact, rough = _with_all_taps(run, profile)
-    shown = []
+    shown, work = [], 0
     for mistake in acting:
-        if time.monotonic() - started > seconds:
+        if work > most:
             break
         result["not_tried"].remove(mistake.id)
-        if not _shows_with_all(mistake, whole, exact, rough, profile):
-            continue
-        found = _first_shown(mistake, run, expected, noisy, spans, profile)
-        result["hides" if found is None else "shows"].append(mistake.id)
-        shown += [] if found is None else [found]
+        with_all, with_these = (Replay(ran, together((mistake,)), PROFILES["float64"]) for ran in (whole, run))
+        if _shows_with_all(mistake, with_all, exact, rough, profile):
+            found = _first_shown(mistake, with_these, expected, noisy, spans, profile)
+            result["hides" if found is None else "shows"].append(mistake.id)
+            shown += [] if found is None else [found]
+        work += with_all.work + with_these.work
     result["alike"] = _alike(shown, expected, noisy, run, profile)
     return result
 
@@ -96,27 +95,25 @@ def _with_all_taps(run: Run, profile: Profile) -> tuple[Run, dict[str, Array], d
 
 
 def _shows_with_all(
-    mistake: Mistake, whole: Run, exact: Mapping[str, Array], rough: Mapping[str, Array], profile: Profile
+    mistake: Mistake, replay: Replay, exact: Mapping[str, Array], rough: Mapping[str, Array], profile: Profile
 ) -> bool:
-    replay = Replay(whole, together((mistake,)), PROFILES["float64"])
     places = [name for name in exact if kind_of(name) in _kinds(mistake)]
     return any(_clear(effect(replay, name, exact[name], rough[name], profile)[1]) for name in places)
 
 
 def _first_shown(
     mistake: Mistake,
-    run: Run,
+    replay: Replay,
     expected: Mapping[str, Array],
     noisy: Mapping[str, Array],
     spans: Mapping[str, list[str]],
     profile: Profile,
 ) -> Shown | None:
-    replay = Replay(run, together((mistake,)), PROFILES["float64"])
     for name, between in spans.items():
         if _kinds(mistake) & {kind_of(step) for step in (name, *between)}:
             value, ratio = effect(replay, name, expected[name], noisy[name], profile)
             if _clear(ratio):
-                return Shown(mistake, name, _sketch(value, _T_axis(name, run)))
+                return Shown(mistake, name, _sketch(value, _T_axis(name, replay.run)))
     return None
 
 

@@ -113,7 +113,7 @@ def reach_sentences(reach: dict[str, Any], most: int = LISTED) -> Iterable[str]:
         yield f"Not to be told apart here: {_listed([' = '.join(group) for group in alike], most)}."
     if not_tried:
         yield (
-            f"{len(not_tried)} more were not tried, for want of time: "
+            f"{len(not_tried)} {'more' if tried else 'known mistakes'} were not tried, to keep the check short: "
             "`assay selftest --golden GOLDEN --taps GLOB` tries all."
         )
 
@@ -158,7 +158,7 @@ def _print_divergence(report: Report, first: TapResult, console: Console) -> Non
 def none_fits(report: Report) -> str:
     """Why there is no cause, in words."""
     if report.untried:
-        return f"none of the mistakes tried leaves these values, but there was no time for {report.untried} others"
+        return f"none of the mistakes tried leaves these values, but the search ended before {report.untried} others"
     return "no mistake in the catalogue leaves these values, nor any pair of them that was tried"
 
 

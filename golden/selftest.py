@@ -106,13 +106,13 @@ def _clean(golden: Golden, checkpoint: Checkpoint, profile: Profile, names: Coll
     """The verdict on the same backend without a mistake."""
     with Injection().backend(checkpoint, profile.name) as backend:
         taps = backend.run(golden.provenance.tokens, golden.provenance.chunks, names)
-    return check(golden, checkpoint, taps, "cpu", profile, reach_seconds=0).verdict
+    return check(golden, checkpoint, taps, "cpu", profile, reach_work=0).verdict
 
 
 def _row(id: str, golden: Golden, checkpoint: Checkpoint, profile: Profile, names: Collection[str]) -> Row:
     with INJECTIONS[id].backend(checkpoint, profile.name) as backend:
         taps = backend.run(golden.provenance.tokens, golden.provenance.chunks, names)
-    report = check(golden, checkpoint, taps, "cpu", profile, strict=True, reach_seconds=0)
+    report = check(golden, checkpoint, taps, "cpu", profile, strict=True, reach_work=0)
     first, cause = report.first_divergence, report.cause
     named = cause is not None and id in (cause["id"], *cause["ambiguous_with"])
     return Row(

@@ -2,12 +2,14 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 
 from assay.golden.mistakes.recipe import Array, Recipe
 from assay.golden.noise import Profile
 from assay.golden.routing import next_best
+from assay.golden.work import work_by_kind
 from assay.loaders.checkpoint import Checkpoint
 from assay.reference import ops
 from assay.reference.gpt_oss import per_expert
@@ -24,15 +26,20 @@ class Run:
     taps: Mapping[str, np.ndarray]
     rows: Mapping[str, np.ndarray] = field(default_factory=dict)
 
+    @cached_property
+    def work_by_kind(self) -> dict[str, int]:
+        """The work of each kind of step on these tokens."""
+        return work_by_kind(self.checkpoint.config, len(self.tokens))
+
 
 class Replay:
     """Taps by name, as they are when every earlier tap has the backend's value and every step follows the recipe.
 
     Only what a tap needs is computed: nothing but its own step where the backend supplied all inputs of it, a
     whole forward pass where it supplied nothing before. All chunks are computed at once; what depends on
-    them is handed the start of each token's chunk. `computed` lists the taps whose steps were taken, `routed` has
-    the router's logits among them. `flipped`, bool [T] by the names of choices of experts, says where the next best
-    is taken for the last one.
+    them is handed the start of each token's chunk. `computed` lists the taps whose steps were taken, `work` is
+    theirs in all, `routed` has the router's logits among them. `flipped`, bool [T] by the names of choices of
+    experts, says where the next best is taken for the last one.
     """
 
     def __init__(
@@ -48,6 +55,7 @@ class Replay:
         self.profile = profile
         self.config = self.recipe.config
         self.computed: set[str] = set()
+        self.work = 0
         self.routed: dict[str, Array] = {}
         self.flipped = flipped or {}
         self._known: dict[str, Array] = {}
@@ -60,6 +68,7 @@ class Replay:
         prefix, _, kind = name.rpartition(".")
         layer = int(prefix.split(".")[1]) if prefix else self.config.num_hidden_layers
         self.computed.add(name)
+        self.work += self.run.work_by_kind[kind]
         array = STEPS[kind](self, layer)
         if kind in self.recipe.after:
             array = self.recipe.after[kind](array)

@@ -126,7 +126,7 @@ def sweep(root: Path, only: str | None = None) -> Tally:
             taps = backend.run(tokens, golden.provenance.chunks, default_taps(checkpoint.config))
             for kind in ("all", *(("block_out", "logits") if T in WITH_FEW_TAPS else ())):
                 chosen = taps if kind == "all" else few(taps, kind)
-                report = check(golden, checkpoint, chosen, subject.backend, profile, reach_seconds=0)
+                report = check(golden, checkpoint, chosen, subject.backend, profile, reach_work=0)
                 tally.note(subject, T, chunks, kind, report)
     return tally
 

@@ -49,11 +49,11 @@ def report_of(
     profile: str = "float64",
     golden: Golden | None = None,
     checkpoint: Checkpoint | None = None,
-    reach_seconds: float = 0,
+    reach_work: float = 0,
 ) -> Report:
     """The check of such a backend."""
     golden, checkpoint = golden or golden_of(), checkpoint or opened(GPT_OSS)
-    return check(golden, checkpoint, taps, "faulty", profile_named(profile), reach_seconds=reach_seconds)
+    return check(golden, checkpoint, taps, "faulty", profile_named(profile), reach_work=reach_work)
 
 
 def diverging(report: Report) -> list[str]:

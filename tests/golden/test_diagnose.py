@@ -70,15 +70,19 @@ def test_a_fault_outside_the_catalogue_has_no_cause(what: str, profile: str) -> 
     assert report.structure is not None
 
 
-def test_a_search_without_time_says_what_it_left(monkeypatch):
+def test_a_search_that_ends_early_says_what_it_left(monkeypatch):
     """Otherwise "none fits" would be said of mistakes that nobody tried."""
     tap, fault = UNKNOWN["a channel of q zeroed"]
     taps = taps_with({tap: fault}, dtype=np.float32)
     assert report_of(taps, "float32").untried == 0
-    monkeypatch.setattr("assay.golden.diagnose.SECONDS", -1.0)
-    report = report_of(taps, "float32")
-    assert (report.cause, report.untried > 0) == (None, True)
-    assert f"no time for {report.untried} others" in none_fits(report)
+    left = []
+    for work in (-1, 0):
+        monkeypatch.setattr("assay.golden.diagnose.WORK", work)
+        report = report_of(taps, "float32")
+        left.append(report.untried)
+        assert report.cause is None
+        assert f"ended before {report.untried} others" in none_fits(report)
+    assert left[1] == left[0] - 1 > 0  # counted by the work of each mistake, not by the clock
 
 
 def taps_of(*ids: str, name: str = GPT_OSS, chunks: tuple[int, ...] = CHUNKS) -> tuple:

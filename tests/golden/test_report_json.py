@@ -9,6 +9,7 @@ from jsonschema import Draft202012Validator
 
 from assay.golden.check import SCHEMA, check, incomparable_tokens
 from assay.golden.noise import PROFILES
+from assay.golden.reach import WORK
 from tests.checkpoint_files import opened
 from tests.golden.faults import golden_of, jolted, report_of, taps_with
 from tests.golden.test_diagnose import taps_of
@@ -38,7 +39,7 @@ REPORTS = {
     "no cause": lambda: report_of(taps_with({WRONG: jolted}), "float32"),
     "not finite": lambda: report_of(taps_with({}) | {WRONG: nothing(taps_with({})[WRONG])}),
     "wrong experts": lambda: report_of(taps_with({"layers.1.expert_ids": ids_of_others})),
-    "few taps": lambda: report_of({"logits": taps_with({})["logits"]}, reach_seconds=5),
+    "few taps": lambda: report_of({"logits": taps_with({})["logits"]}, reach_work=WORK),
     "no taps": lambda: report_of({}),
     "dense": lambda: report_of(
         dict(golden_of("llama/hf").taps), golden=golden_of("llama/hf"), checkpoint=opened("llama/hf")
