@@ -74,6 +74,7 @@ class Report:
     reason: str | None = None
     weights: dict[str, Any] | None = None  # how many were compared, and which differ; None where none were supplied
     not_checked: list[str] = field(default_factory=list)  # of those not supplied, what no comparison covers
+    ignored: list[str] = field(default_factory=list)  # handed over under names that are none of this model's taps
     reach: dict[str, Any] | None = None  # which known mistakes the taps can show; None where all were supplied
     versions: dict[str, str] = field(default_factory=dict)  # of the backend and what it stands on, where it says
 
@@ -105,6 +106,7 @@ class Report:
             "taps": [{**vars(result), "detectable": result.detectable} for result in self.taps],
             "not_supplied": self.not_supplied,
             "not_checked": self.not_checked,
+            "ignored": self.ignored,
             "reach": self.reach,
             "weights": self.weights,
         }
@@ -144,10 +146,12 @@ def check(
     require_same_checkpoint(golden, checkpoint)
     table = tap_table(checkpoint.config)
     weights = weights_among(taps)
+    ignored = [name for name in taps if name not in table and not name.startswith(WEIGHTS)]
     faults = compare_weights(checkpoint, weights, profile)
     given = supplied(taps, golden, checkpoint.config)
     if not given.taps and not weights:
-        return _incomparable(golden, backend, profile, "the backend supplied none of the taps of this model")
+        report = _incomparable(golden, backend, profile, "the backend supplied none of the taps of this model")
+        return replace(report, ignored=ignored)
     tokens, chunks = golden.provenance.tokens, golden.provenance.chunks
     names = {*given.taps, *(name for name in table if name.endswith("router_logits"))}
     expected = forced_pass(checkpoint, tokens, chunks, given.taps, names, progress=progress)
@@ -191,6 +195,7 @@ def check(
         deviations=deviations.listed(),
         weights={"compared": len(weights), "differing": [fault.name for fault in faults]} if weights else None,
         not_checked=unchecked(checkpoint.config, taps),
+        ignored=ignored,
         reach=reach(diagnosis.run, expected, noisy, profile, reach_work) if reach_work and taps else None,
     )
 

@@ -42,6 +42,8 @@ def print_verdict(report: Report, console: Console) -> None:
     )
     if report.reason:
         console.print(escape(report.reason), highlight=False)
+    if report.ignored:
+        console.print(f"[bold yellow]ignored:[/] {escape(ignored_sentence(report.ignored))}", highlight=False)
     if report.not_checked and report.first_divergence is None:
         _print_not_checked(report, console)
     for deviation in report.deviations:
@@ -116,6 +118,12 @@ def reach_sentences(reach: dict[str, Any], most: int = LISTED) -> Iterable[str]:
             f"{len(not_tried)} {'more' if tried else 'known mistakes'} were not tried, to keep the check short: "
             "`assay selftest --golden GOLDEN --taps GLOB` tries all."
         )
+
+
+def ignored_sentence(names: list[str]) -> str:
+    """That some tensors were not looked at, and what to do."""
+    count = "one tensor that is no tap" if len(names) == 1 else f"{len(names)} tensors that are no taps"
+    return f"{count} of this model: {_listed(names, LISTED)}. A map of names is given with --names MAP.json."
 
 
 def _listed(names: list[str], most: int) -> str:
@@ -246,9 +254,7 @@ def _ratio(value: float | None) -> str:
 
 def shortened(names: list[str]) -> str:
     """Tap names with `layers.{i}.` taken together."""
-    kinds = dict.fromkeys(
-        name if not name.startswith("layers.") else f"layers.*.{name.rsplit('.', 1)[-1]}" for name in names
-    )
+    kinds = dict.fromkeys(name if not name.startswith("layers.") else f"layers.*.{kind_of(name)}" for name in names)
     return ", ".join(kinds)
 
 

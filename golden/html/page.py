@@ -11,7 +11,7 @@ from assay.golden.check import Report
 from assay.golden.detail import BINS, BINS_PER_DECADE, CELLS_PER_DECADE, LEVELS, LOST, LOWEST_BIN, LOWEST_CELL, SPECS
 from assay.golden.html import plot
 from assay.golden.mistakes import CATALOGUE
-from assay.golden.report import by_layers, none_fits, reach_sentences, shortened, structure_lines
+from assay.golden.report import by_layers, ignored_sentence, none_fits, reach_sentences, shortened, structure_lines
 from assay.golden.store import Golden, replacing
 from assay.loaders.checkpoint import Checkpoint
 from assay.reference.taps import kind_of
@@ -57,6 +57,7 @@ def page_of(report: Report, details: Mapping[str, dict[str, Any]], about: Mappin
         structure=[] if report.structure is None else list(structure_lines(report.structure, report.cause is not None)),
         not_supplied=shortened(report.not_supplied),
         not_checked=by_layers(report.not_checked),
+        ignored=ignored_sentence(report.ignored) if report.ignored else None,
         reach=[] if report.reach is None else list(reach_sentences(report.reach, most=len(CATALOGUE))),
         coarsest=max(found["taps"], key=lambda row: len(row["spans"]), default=None),
         out_of_allowance=sum(result.verdict == "diverges" for result in report.taps),
