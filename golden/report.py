@@ -77,8 +77,9 @@ def print_end_to_end(report: Report, console: Console) -> None:
         )
     if report.routing:
         routing = report.routing
+        shown = f"{routing['flips']} of {routing['choices']} choices of experts differ from the golden's"
         console.print(
-            f"routing: {routing['flips']} of {routing['choices']} choices of experts differ from the golden's"
+            f"routing: {shown if routing['choices'] else 'no choices of experts were handed over'}"
             + (f", largest margin {routing['largest_margin']:.3g}" if routing["flips"] else "")
             + (f"; {routing['followed']} near ties followed" if routing.get("followed") else "")
             + (f"; {routing['open']} not shown, that noise may have decided" if routing.get("open") else "")
@@ -154,6 +155,8 @@ def _print_divergence(report: Report, first: TapResult, console: Console) -> Non
         worst = first.worst
         expected, got = _value(worst["expected"]), _value(worst["got"])
         _indented(console, escape(f"worst at {worst['index']}: expected {expected}, got {got}"))
+    if first.spans:
+        _indented(console, escape(spanned_sentence(first.tap, first.spans)))
     if report.cause is not None:
         _print_cause(report.cause, console)
     elif report.scope == "forced":
@@ -161,6 +164,14 @@ def _print_divergence(report: Report, first: TapResult, console: Console) -> Non
     if report.structure is not None:
         for line in structure_lines(report.structure, report.cause is not None):
             _indented(console, escape(line))
+
+
+def spanned_sentence(tap: str, spans: list[str]) -> str:
+    """That a tap which diverges is the first that was handed over of several steps."""
+    return (
+        f"{len(spans) + 1} steps are judged together here, from {spans[0]} to {tap}: hand over taps between them "
+        "to see which is wrong"
+    )
 
 
 def none_fits(report: Report) -> str:

@@ -11,7 +11,15 @@ from assay.golden.check import Report
 from assay.golden.detail import BINS, BINS_PER_DECADE, CELLS_PER_DECADE, LEVELS, LOST, LOWEST_BIN, LOWEST_CELL, SPECS
 from assay.golden.html import plot
 from assay.golden.mistakes import CATALOGUE
-from assay.golden.report import by_layers, ignored_sentence, none_fits, reach_sentences, shortened, structure_lines
+from assay.golden.report import (
+    by_layers,
+    ignored_sentence,
+    none_fits,
+    reach_sentences,
+    shortened,
+    spanned_sentence,
+    structure_lines,
+)
 from assay.golden.store import Golden, replacing
 from assay.loaders.checkpoint import Checkpoint
 from assay.reference.taps import kind_of
@@ -46,8 +54,8 @@ def page_of(report: Report, details: Mapping[str, dict[str, Any]], about: Mappin
     environment.filters.update(times=plot.times, short=_short)
     script = (HERE / "page.js").read_text("utf-8")
     layers, rows = plot.grid_of(found)
-    first = found["first_divergence"]
-    opened = first["tap"] if first is not None else _worst(found["taps"])
+    wrong = report.first_divergence
+    opened = wrong.tap if wrong is not None else _worst(found["taps"])
     return environment.from_string((HERE / "page.html").read_text("utf-8")).render(
         report=found,
         headline=VERDICTS[report.verdict],
@@ -57,6 +65,7 @@ def page_of(report: Report, details: Mapping[str, dict[str, Any]], about: Mappin
         structure=[] if report.structure is None else list(structure_lines(report.structure, report.cause is not None)),
         not_supplied=shortened(report.not_supplied),
         not_checked=by_layers(report.not_checked),
+        spanned=spanned_sentence(wrong.tap, wrong.spans) if wrong is not None and wrong.spans else None,
         ignored=ignored_sentence(report.ignored) if report.ignored else None,
         reach=[] if report.reach is None else list(reach_sentences(report.reach, most=len(CATALOGUE))),
         coarsest=max(found["taps"], key=lambda row: len(row["spans"]), default=None),

@@ -6,7 +6,7 @@ import numpy as np
 
 from assay.golden.html.page import page_of
 from assay.golden.report import print_report
-from tests.golden.faults import report_of, taps_with
+from tests.golden.faults import jolted, report_of, taps_with
 
 
 def text_of(report) -> str:
@@ -48,3 +48,19 @@ def test_where_no_name_fits_it_says_which_there_are():
     report = report_of({"emb": np.zeros(3)}, "float32")
     assert report.verdict == "incomparable"
     assert "ignored: one tensor that is no tap of this model: emb." in text_of(report)
+
+
+def test_a_divergence_says_which_steps_it_stands_for():
+    """Else a fault in an early layer, seen in the logits, reads as one of the head."""
+    taps = taps_with({"layers.0.v": jolted}, dtype=np.float32)
+    blocks = {name: taps[name] for name in taps if name.endswith("block_out")}
+    said = "20 steps are judged together here, from embed to layers.0.block_out: hand over taps between them to see"
+    report = report_of(blocks, "float32")
+    assert said in text_of(report)
+    assert said in page_of(report, {}, {})
+    assert "judged together" not in text_of(report_of(taps, "float32"))
+
+
+def test_choices_of_experts_that_nobody_handed_over_are_not_counted():
+    text = text_of(report_of({"logits": taps_with({}, dtype=np.float32)["logits"]}, "bfloat16"))
+    assert "routing: no choices of experts were handed over; 15 not shown, that noise may have decided" in text
