@@ -178,7 +178,8 @@ def check(
     if faults:  # what is computed from wrong weights needs no other cause
         cause, structure = weights_cause(checkpoint, weights, faults, profile)
     elif first is not None:
-        cause = diagnosis.cause(*first)
+        matching = [result.ratio for result in results if result.verdict == "match" and result.ratio is not None]
+        cause = diagnosis.cause(*first, max(matching, default=ALLOWANCE))
         structure = describe_tap(first[0], diagnosis.run, expected, noisy, profile)
     return Report(
         verdict="diverges" if first or faults else "known-deviation" if deviations.seen else "match",

@@ -25,19 +25,24 @@ LAYERS = 6  # looked at, evenly spread, to see whether a mistake explains the ot
 WORK = 25 * 10**10  # multiplications after which no further mistake is tried: some two minutes on two cores
 FORGIVEN = 0.01  # share of values that a mistake which rounds may round to the other neighbour
 KEPT = 8  # values of taps kept for another look
+LIKE_OTHERS = 1.5  # times what taps that match leave: more is doubtful, where the same tap of other layers contradicts
 SAME = 1e-9  # relative difference under which a mistake changes nothing here
 NEARLY_TIED = 2.0  # residuals within this factor of each other do not tell two mistakes apart
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """Mistakes made together, what they leave of the error, and in how many other places they explain it."""
+    """Mistakes made together, what they leave of the error, and in how many other places they explain it.
+
+    `contradicted` is in how many layers the same tap is wrong, and not as the mistakes make it.
+    """
 
     mistakes: Mistakes
     found: Comparison
     residual: float  # relative to the oracle's own value, as the error before
     explained: int = 0
     of: int = 0
+    contradicted: int = 0
 
     @property
     def share(self) -> float:
@@ -143,8 +148,11 @@ class Diagnosis:
             own = self.value(mistakes, name, profile) - value
         return own if _norm(np.where(np.isfinite(own), own, 0)) > _norm(checked) else checked
 
-    def cause(self, name: str, before: Comparison) -> dict[str, Any] | None:
-        """The mistake, or the pair of them, that explains the error of a tap; None if none in the catalogue does."""
+    def cause(self, name: str, before: Comparison, usual: float = ALLOWANCE) -> dict[str, Any] | None:
+        """The mistake, or the pair of them, that explains the error of a tap; None if none in the catalogue does.
+
+        `usual` is the largest ratio of the backend's taps that match: what is left by the true cause is like it.
+        """
         spanned = self._spanned(name)
         most = self.work + WORK
         tried = 0
@@ -160,7 +168,9 @@ class Diagnosis:
             if candidate is None:
                 continue
             (explaining if self._explains(candidate, name, before) else failing).append(candidate)
-        if not explaining:
+        ranked = self._ranked(explaining, name, usual)
+        if not ranked:
+            failing += explaining
             for pair in self._pairs(failing):
                 if self.work > most:
                     break
@@ -168,9 +178,9 @@ class Diagnosis:
                 candidate = self._candidate(pair, name) if self._promises(pair, name, before) else None
                 if candidate is not None and self._explains(candidate, name, before):
                     explaining.append(candidate)
-        if not explaining:
+            ranked = self._ranked(explaining, name, usual)
+        if not ranked:
             return None
-        ranked = self._ranked(explaining, name)
         others = sorted(failing, key=lambda candidate: candidate.residual)
         return self._described(ranked, others, before, tried)
 
@@ -226,21 +236,39 @@ class Diagnosis:
         pairs = ((a.mistakes[0], b.mistakes[0]) for a, b in itertools.combinations(ordered, 2))
         return itertools.islice(pairs, PAIRS)
 
-    def _ranked(self, candidates: Sequence[Candidate], name: str) -> list[Candidate]:
-        """By the share of other places that a candidate explains too, then by what is left of the error."""
+    def _ranked(self, candidates: Sequence[Candidate], name: str, usual: float) -> list[Candidate]:
+        """Those to be believed, by the share of other places explained too, then by what is left of the error.
+
+        One that resembles the fault in this layer alone leaves more than noise, and is contradicted in others.
+        """
+        if not candidates:
+            return []
         # places are those of all candidates: a mistake in q alone must also answer for a k that another one explains
         kinds = {kind_of(name), *(kind for c in candidates for mistake in c.mistakes for kind in mistake.taps)}
         places = _spread([place for place in self.run.taps if kind_of(place) in kinds and place in self.expected], name)
         checked = [self._with_other_places(candidate, places) for candidate in candidates]
-        return sorted(checked, key=lambda candidate: (-candidate.share, candidate.found.ratio))
+        like_others = LIKE_OTHERS * max(usual, 1.0)
+        credible = [c for c in checked if not c.contradicted or c.found.ratio <= like_others]
+        return sorted(credible, key=lambda candidate: (-candidate.share, candidate.found.ratio))
 
     def _with_other_places(self, candidate: Candidate, places: Sequence[str]) -> Candidate:
         """How many of these taps are what the mistakes make of them."""
-        explained = 0
+        explained = contradicted = 0
         for place in places:
             value, got = self.value(candidate.mistakes, place), np.asarray(self.run.taps[place])
-            explained += self._compared(candidate.mistakes, place, value, got).allowed
-        return replace(candidate, explained=explained, of=len(places))
+            if self._compared(candidate.mistakes, place, value, got).allowed:
+                explained += 1
+            elif kind_of(place) == kind_of(places[0]):
+                contradicted += not self._matches(place)
+        return replace(candidate, explained=explained, of=len(places), contradicted=contradicted)
+
+    def _matches(self, name: str) -> bool:
+        """Whether the backend's tap is right without any mistake."""
+        expected, got = self.expected[name], np.asarray(self.run.taps[name])
+        if self.table[name].integer:
+            return _compared_sets(expected, got).allowed
+        axis = self.table[name].axes.index("T")
+        return compare(expected, got, self.noisy[name], axis, self.profile.unit_roundoff).allowed
 
     def _described(
         self, ranked: list[Candidate], others: list[Candidate], before: Comparison, tried: int

@@ -9,12 +9,14 @@ import pytest
 from assay.golden.backends import open_backend
 from assay.golden.check import check
 from assay.golden.measure import ALLOWANCE
+from assay.golden.mistakes import CATALOGUE
 from assay.golden.mistakes.injections import INJECTIONS
+from assay.golden.mistakes.replay import Replay, Run
 from assay.golden.noise import PROFILES
 from assay.golden.report import none_fits
 from assay.reference.taps import default_taps
-from tests.checkpoint_files import opened
-from tests.golden.faults import GPT_OSS, golden_of, report_of, taps_with
+from tests.checkpoint_files import opened, tokens_of
+from tests.golden.faults import GPT_OSS, golden_of, report_of, scaled, taps_with
 
 CHUNKS = (21, 1, 18)
 Fault = Callable[[np.ndarray], np.ndarray]
@@ -96,6 +98,27 @@ def taps_of(*ids: str, name: str = GPT_OSS, chunks: tuple[int, ...] = CHUNKS) ->
     with first.backend(checkpoint) as backend:
         taps = backend.run(golden.provenance.tokens, list(chunks), default_taps(checkpoint.config))
     return golden, checkpoint, taps, "cpu", PROFILES["float32"]
+
+
+@pytest.mark.parametrize(
+    ("more_than_noise", "other_layer_wrong", "cause"),
+    [(True, False, "sinks-missing"), (False, True, "sinks-missing"), (True, True, None)],
+)
+def test_a_mistake_that_resembles_the_fault_in_one_layer_alone_is_no_cause(more_than_noise, other_layer_wrong, cause):
+    """As the next head's sink does one of key heads, which leaves 1.8 x the noise of bfloat16 in one layer of two."""
+    checkpoint, honest = opened(GPT_OSS), taps_with({}, dtype=np.float32)
+    run = Run(checkpoint, tokens_of("gpt_oss"), [40], honest)
+    heads = Replay(run, CATALOGUE["sinks-missing"].variant, PROFILES["float64"]).value("layers.0.attn_heads")
+    noise = next(r.noise for r in report_of(honest, "float32").taps if r.tap == "layers.0.attn_heads")
+    if more_than_noise:
+        scale = 3 * noise * np.sqrt(np.mean(heads**2))
+        heads = heads + scale * np.random.default_rng(1).standard_normal(heads.shape)
+    faults = {"layers.0.attn_heads": lambda array: heads.astype(np.float32)}
+    if other_layer_wrong:
+        faults["layers.1.attn_heads"] = scaled(1.01)
+    found = report_of(taps_with(faults, dtype=np.float32), "float32")
+    assert found.first_divergence.tap == "layers.0.attn_heads"
+    assert (found.cause and found.cause["id"]) == cause
 
 
 def test_a_cause_says_what_it_explains() -> None:
