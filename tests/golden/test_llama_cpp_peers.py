@@ -18,6 +18,8 @@ from assay.loaders import Checkpoint, open_checkpoint
 from assay.reference.taps import default_taps, tap_table
 from tests import tiny
 from tests.checkpoint_files import CHECKPOINTS
+from tests.golden.injected_gguf import FAULTS, with_fault
+from tests.golden.injected_gguf import GPT_OSS as SMALL
 from tests.golden.injection import random_tokens
 
 pytestmark = [
@@ -99,6 +101,17 @@ def test_gpt_oss_differs_in_the_rounded_ramp_and_nothing_else(ggufs, name, T, ch
 
 def kinds(report: Report, verdict: str) -> set[str]:
     return {r.tap.rsplit(".", 1)[-1] for r in report.taps if r.verdict == verdict}
+
+
+@pytest.mark.parametrize("what", FAULTS)
+def test_a_fault_outside_the_catalogue_is_found_and_not_misnamed(what, tmp_path):
+    checkpoint, fault = open_checkpoint(SMALL), FAULTS[what]
+    golden = record(checkpoint, open_backend("reference", checkpoint), (np.arange(60) * 37 % 320).tolist())
+    backend = open_backend("llama.cpp", open_checkpoint(with_fault(fault, tmp_path / "fault.gguf")))
+    taps = backend.run(golden.provenance.tokens, [60], default_taps(checkpoint.config))
+    report = check(golden, checkpoint, taps, "llama.cpp", profile_named(backend.profile))
+    assert (report.first_divergence.tap, report.cause) == (fault.tap, None)
+    assert report.structure["sentence"]
 
 
 def test_the_betas_of_the_file_are_ignored_too(ggufs):

@@ -1,9 +1,10 @@
 """Every mistake made in somebody else's code: found, at the right tap, with the right cause? One command prints it all.
 
-    python -m tests.golden.mistakes.matrix [transformers] [more] [mlx-lm] [cpu] [outside]
+    python -m tests.golden.mistakes.matrix [transformers] [more] [mlx-lm] [cpu] [outside] [gguf]
 
 transformers (in two halves) and mlx-lm by changing the loaded model or its module, the Numba path by changing its
-functions (as `assay selftest` does), and faults that the catalogue does not know in transformers. Exits with 1 unless
+functions (as `assay selftest` does), and faults that the catalogue does not know in transformers and, by the file
+that it reads, in llama.cpp. Exits with 1 unless
 all mistakes are found at the right tap, 95 % with the right cause first, and at most 5 % of the unknown faults get a
 cause. Needs the peers.
 """
@@ -21,13 +22,15 @@ import pytest
 from assay.golden.backends import open_backend
 from assay.golden.check import check as check_taps
 from assay.golden.noise import profile_named
+from assay.golden.record import record as record_taps
 from assay.golden.selftest import MODES, selftest
 from assay.golden.store import load_golden
 from assay.golden.tiny_model import TINY
 from assay.loaders import open_checkpoint
 from assay.reference.taps import default_taps
 from tests.checkpoint_files import opened
-from tests.golden import injected_mlx, injected_more
+from tests.golden import injected_gguf, injected_mlx, injected_more
+from tests.golden.injected_kernels import KERNELS
 from tests.golden.injected_outside import OUTSIDE
 from tests.golden.injection import check, inject, random_tokens, record
 from tests.golden.mistakes.test_causes_peers import twin
@@ -77,13 +80,26 @@ def in_transformers(goldens: Goldens, more: bool) -> Iterator[Row]:
 
 def outside(goldens: Goldens) -> Iterator[Row]:
     unknown = [(f"{family} {m.name}", family, m) for family, m in ROWS if twin(family, m) is None]
-    unknown += [(what, "gpt-oss", mistake) for what, mistake in OUTSIDE.items()]
+    unknown += [(what, "gpt-oss", mistake) for what, mistake in (OUTSIDE | KERNELS).items()]
     for what, family, mistake in unknown:
         for mode in mistake.modes:
             with pytest.MonkeyPatch.context() as patch:
                 inject(mistake.apply, patch)
                 report = quietly(lambda: check(goldens(family), mode)[1])  # noqa: B023
             yield row(f"unknown {mode}", what, mistake.tap, None, report)
+
+
+def in_the_file(root: Path) -> Iterator[Row]:
+    checkpoint = open_checkpoint(injected_gguf.GPT_OSS)
+    tokens = [token % checkpoint.config.vocab_size for token in random_tokens(60)]
+    golden = record_taps(checkpoint, open_backend("reference", checkpoint), tokens)
+    for what, fault in injected_gguf.FAULTS.items():
+        broken = open_checkpoint(injected_gguf.with_fault(fault, root / "fault.gguf"))
+        for mode in ("default", "float32"):
+            backend = open_backend("llama.cpp", broken, mode)
+            taps = backend.run(tokens, [60], default_taps(checkpoint.config))
+            report = check_taps(golden, checkpoint, taps, "llama.cpp", profile_named(backend.profile)).as_json()
+            yield row(f"llama.cpp {mode}", what, fault.tap, None, report)
 
 
 def in_mlx_lm(root: Path) -> Iterator[Row]:
@@ -161,6 +177,7 @@ def main(sections: list[str]) -> int:
             "mlx-lm": lambda: in_mlx_lm(Path(folder)),
             "cpu": in_the_numba_path,
             "outside": lambda: outside(goldens),
+            "gguf": lambda: in_the_file(Path(folder)),
         }
         for section in sections or made:
             for r in made[section]():

@@ -7,6 +7,7 @@ import pytest
 from tests.golden import injected_attention as attention
 from tests.golden import injected_layers as layers
 from tests.golden import injected_more as more
+from tests.golden.injected_kernels import KERNELS
 from tests.golden.injected_outside import OUTSIDE
 from tests.golden.injection import check, inject
 from tests.golden.test_injected_mistakes_peers import CASES, Goldens, Mistake, checked, goldens
@@ -110,13 +111,16 @@ def test_more_of_the_catalogue_is_found_and_named(
     assert (first and first["tap"], cause and cause["id"]) == (mistake.tap, id)
 
 
-@pytest.mark.parametrize("what", OUTSIDE)
+FAULTS = OUTSIDE | KERNELS
+
+
+@pytest.mark.parametrize(("what", "mode"), [(what, mode) for what, fault in FAULTS.items() for mode in fault.modes])
 def test_a_fault_outside_the_catalogue_is_found_and_not_misnamed(
-    goldens: Goldens, monkeypatch: pytest.MonkeyPatch, what: str
+    goldens: Goldens, monkeypatch: pytest.MonkeyPatch, what: str, mode: str
 ) -> None:
-    golden, fault = goldens("gpt-oss"), OUTSIDE[what]
+    golden, fault = goldens("gpt-oss"), FAULTS[what]
     inject(fault.apply, monkeypatch)
-    _, report = check(golden, "float32")
+    _, report = check(golden, mode)
     assert (report["first_divergence"]["tap"], report["cause"]) == (fault.tap, None)
     assert report["structure"]["sentence"]
 
