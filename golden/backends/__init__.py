@@ -66,7 +66,7 @@ def open_backend(name: str, checkpoint: Checkpoint, mode: str | None = None) -> 
         registered = plugin_names()
         if name in registered:
             return open_plugin(name, checkpoint, mode)
-        raise GoldenError(f"unknown backend {name!r}", expected=", ".join([*KNOWN, *registered]))
+        raise GoldenError(f"unknown backend {name!r}", expected=", ".join(dict.fromkeys([*KNOWN, *registered])))
     known = KNOWN[name]
     if mode is not None and mode not in known.modes:
         raise GoldenError(f"backend {name!r} has no mode {mode!r}", expected=", ".join(known.modes))

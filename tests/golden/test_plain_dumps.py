@@ -1,9 +1,11 @@
 """Dumps without a library: folders of raw and npy files, llama.cpp's log, and the C example of the guide."""
 
 import json
+import os
 import re
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import ml_dtypes
@@ -15,6 +17,7 @@ from assay.golden.errors import GoldenError
 from tests.checkpoint_files import opened, tokens_of
 from tests.golden.faults import GPT_OSS, diverging, golden_of, report_of, taps_with
 
+PAGE = Path(__file__).parents[2] / "docs" / "your-own-engine.md"
 EXAMPLE = Path(__file__).parents[2] / "docs" / "examples" / "dump_taps.c"
 
 
@@ -151,6 +154,25 @@ def program(tmp_path_factory) -> Path:
     options = ["-std=c99", "-D_POSIX_C_SOURCE=200809L", "-O2", "-Wall", "-Wextra", "-Werror"]
     subprocess.run([compiler, *options, str(EXAMPLE), "-lm", "-o", str(out)], check=True)
     return out
+
+
+@pytest.mark.skipif(shutil.which("cc") is None, reason="no C compiler")
+def test_the_page_s_commands_as_they_stand(tmp_path):
+    """In an empty folder, as somebody new would."""
+    blocks = PAGE.read_text().split("```")[1::2]
+    commands = [block for block in blocks if "CHECKPOINT=" in block or "cc -std=c99" in block]
+    assert len(commands) == 2
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    for eps, status, said in (("1e-5", 0, "match"), ("1e-6", 1, "(norm-epsilon-smaller)")):
+        folder = tmp_path / eps
+        folder.mkdir()
+        shutil.copy(EXAMPLE, folder)
+        script = "set -e\n" + "".join(commands).replace("1e-5", eps)
+        ran = subprocess.run(
+            ["bash", "-c", script], cwd=folder, env={**os.environ, "PATH": path}, capture_output=True, text=True
+        )
+        assert (ran.returncode, ran.stderr) == (status, "")
+        assert said in ran.stdout
 
 
 @pytest.mark.parametrize(("eps", "first"), [("1e-5", None), ("1e-2", "layers.0.attn_norm")])

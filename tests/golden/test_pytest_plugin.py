@@ -94,6 +94,7 @@ def test_a_missing_golden_in_ci(engine_tests, monkeypatch, ci, arguments, outcom
     assert goldens(engine_tests.path) == ([] if outcome == "failed" else ["test_mine/test_engine.safetensors"])
     if outcome == "failed":
         assert "the golden is missing" in output(result)
+        assert "another exception occurred" not in output(result)
         assert "--golden-update" in output(result)
 
 
