@@ -173,8 +173,8 @@ def _turned(seen: Seen) -> Iterator[Pattern]:
     turn_TJ = np.sum(g * np.conj(e), axis=1)  # over heads: they share the angle
     T = len(turn_TJ)
     energy = np.sum(np.abs(e) ** 2, axis=(0, 1))
-    if not energy.all():
-        return
+    if not energy.all() or (np.count_nonzero(turn_TJ, axis=0) < ENOUGH).any():
+        return  # of a pair that is zero nearly everywhere nobody can say how far it turned
     rate_J = np.angle(np.sum(turn_TJ[1:] * np.conj(turn_TJ[:-1]), axis=0))
     for _ in range(3):  # the phase left over, a straight line through it, each position by its weight
         left_TJ = turn_TJ * np.exp(-1j * np.outer(np.arange(T), rate_J))

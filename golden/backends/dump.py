@@ -152,6 +152,8 @@ def _by_tap(
     table = _LLAMA_CPP_PHI3 if phi3_nodes else _name_map(names) if names else None
     stored = _matched(list(arrays), table) | weights if table is not None else {name: name for name in arrays}
     places = _places(stored, config, phi3_nodes)
+    if not arrays:
+        raise GoldenError("a dump without a tensor in it", where=path)
     if not places:
         raise GoldenError(
             f"the name map {names!r} fits none of the tensors", where=path, got=", ".join(list(arrays)[:5])

@@ -242,6 +242,12 @@ def test_an_npz_whose_member_is_damaged(tmp_path):
         open_dump(path)
 
 
+def test_a_dump_of_nothing(tmp_path):
+    np.savez(tmp_path / "d.npz")
+    with pytest.raises(GoldenError, match=r"d\.npz: a dump without a tensor in it"):
+        open_dump(tmp_path / "d.npz")
+
+
 def test_objects_in_an_npz_are_never_unpickled(tmp_path):
     path = written(tmp_path, {"x": np.array([{"a": 1}], object)}, npz=True)
     with pytest.raises(GoldenError, match="not an npz file of plain arrays"):

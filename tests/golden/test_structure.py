@@ -45,6 +45,16 @@ shapes = st.tuples(st.integers(8, 20), st.integers(3, 5), st.sampled_from([16, 2
 factors = st.floats(0.01, 30).filter(lambda a: abs(a - 1) > 0.05).map(lambda a: round(a, 3))
 
 
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("lost", [np.s_[:], np.s_[:, :, 3], np.s_[1:]])
+def test_exact_zeros_are_described_without_a_warning(lost) -> None:
+    """As a buffer that nobody wrote: no phase can be told of it."""
+    expected, noisy, _ = draw(0, (12, 3, 16))
+    got = expected.copy()
+    got[lost] = 0
+    assert describe(expected, got, noisy, "THC")["sentence"].startswith("zero")
+
+
 @few
 @given(seeds, shapes, factors)
 def test_a_factor(seed: int, shape: tuple[int, ...], factor: float) -> None:
