@@ -287,7 +287,8 @@ def _check_end_to_end(
     golden: Golden, taps: Mapping[str, np.ndarray], backend: str, profile: Profile, observe: Observer
 ) -> Report:
     """Compare with the golden's own values: without the checkpoint, what is local and what inherited is unknown."""
-    shared = [name for name in golden.taps if name in taps]
+    recorded = golden.provenance.taps  # in the order of computation, which a file does not keep
+    shared = [name for name in recorded if name in taps]
     if not shared:
         return _incomparable(golden, backend, profile, "the golden and the backend have no tap in common")
     results = []
@@ -314,7 +315,7 @@ def _check_end_to_end(
         backend=backend,
         profile=profile.name,
         taps=results,
-        not_supplied=[name for name in golden.taps if name not in taps],
+        not_supplied=[name for name in recorded if name not in taps],
         logits=_logits(golden, taps),
         routing=routing_view(golden.taps, taps),
         reason="no checkpoint at hand: errors are end to end, and local and inherited error cannot be told apart",
@@ -322,7 +323,9 @@ def _check_end_to_end(
 
 
 def _incomparable(golden: Golden, backend: str, profile: Profile, reason: str) -> Report:
-    return Report("incomparable", "forced", backend, profile.name, [], list(golden.taps), None, None, reason=reason)
+    return Report(
+        "incomparable", "forced", backend, profile.name, [], golden.provenance.taps, None, None, reason=reason
+    )
 
 
 def incomparable_tokens(golden: Golden, tokens: list[int], backend: str, profile: Profile) -> Report | None:

@@ -6,7 +6,10 @@ import pytest
 from assay.golden.check import check
 from assay.golden.errors import GoldenError
 from assay.golden.noise import PROFILES
-from tests.golden.faults import diverging, golden_of, scaled, taps_with
+from assay.golden.store import load_golden, save_golden
+from assay.reference.taps import default_taps
+from tests.checkpoint_files import opened
+from tests.golden.faults import GPT_OSS, diverging, golden_of, scaled, taps_with
 
 
 def end_to_end(taps, profile: str = "float32"):
@@ -27,6 +30,16 @@ def test_end_to_end_of_a_fault_cannot_tell_where():
     assert names[0] == "layers.1.q"
     assert {"layers.1.attn_heads", "layers.2.block_out", "logits"} <= set(names)
     assert not {"layers.0.block_out", "layers.1.k"} & set(names)
+
+
+def test_end_to_end_with_a_golden_from_a_file_tells_the_first_in_the_order_of_computation(tmp_path):
+    """A file has its tensors in an order of its own: the final norm would come before every layer."""
+    save_golden(golden_of(), tmp_path / "g.safetensors")
+    taps = taps_with({"layers.1.q": scaled(1.01)})
+    report = check(load_golden(tmp_path / "g.safetensors"), None, taps, "x", PROFILES["float32"])
+    assert report.first_divergence.tap == "layers.1.q"
+    assert [result.tap for result in report.taps] == [t for t in default_taps(opened(GPT_OSS).config) if "ids" not in t]
+    assert report.not_supplied == []
 
 
 def test_end_to_end_refuses_what_does_not_fit():
