@@ -42,7 +42,10 @@ def selftest(
     if json_file is not None:
         write_json(result, json_file)
     if json_file != "-":
-        console.print(_coverage_text(result) if golden is not None else _table(result))
+        if golden is not None:
+            console.print(_coverage_text(result), soft_wrap=True, highlight=False)  # tokens to be copied as they are
+        else:
+            console.print(_table(result))
     if golden is None:
         raise typer.Exit(0 if result["found"] == result["injected"] and result["clean"] == "match" else 1)
 
