@@ -1,5 +1,6 @@
 """The `assay` command: one module a verb, errors as one message, exit status 0, 1 or 2 as the contract says."""
 
+import io
 import os
 import sys
 
@@ -44,37 +45,44 @@ app.command()(warmup.warmup)
 app.command()(vectors.vectors)
 
 
+READER_GONE = 141  # as a shell says of a program that SIGPIPE ended
+
+
 def main(arguments: list[str] | None = None) -> None:
-    """Run the command line; exits 0 matches, 1 diverges or invalid, 2 could not be carried out, 130 on Ctrl-C."""
+    """Run the command line.
+
+    Exits 0 matches, 1 diverges or invalid, 2 could not be carried out, 130 on Ctrl-C, 141 if nobody reads the output.
+    """
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # text that a terminal's encoding has no characters for
     try:
         try:
             app(args=arguments, standalone_mode=True)
         finally:
-            if sys.stdout is not None:  # closed by the shell: >&-
-                sys.stdout.flush()
+            if sys.stdout is not None:  # a shell can close it
+                sys.stdout.flush()  # now: what cannot be written is told below
     except CheckpointError as error:
         print(f"assay: {error}", file=sys.stderr)
         sys.exit(2)
     except MemoryError:
         print("assay: out of memory; run fewer tokens, shorter --chunks or fewer --taps", file=sys.stderr)
         sys.exit(2)
-    except SystemExit as stop:
-        if isinstance(stop.__context__, BrokenPipeError):  # typer's 1 would say that something is invalid
-            sys.exit(2)
-        raise
     except OSError as error:
-        _give_up_output()
-        if not isinstance(error, BrokenPipeError):
-            print(f"assay: {error}", file=sys.stderr)
+        _drop_output()
+        if isinstance(error, BrokenPipeError):
+            sys.exit(READER_GONE)
+        told = error if error.filename else f"the output cannot be written: {error.strerror or error}"
+        print(f"assay: {told}", file=sys.stderr)
         sys.exit(2)
+    except SystemExit as exit:
+        if isinstance(exit.__context__, BrokenPipeError):  # which both typer and rich turn into status 1
+            sys.exit(READER_GONE)
+        raise
 
 
-def _give_up_output() -> None:
-    """If standard output cannot be written, forget what is left of it: Python would try again at its end."""
-    try:
-        sys.stdout.flush()
-    except OSError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+def _drop_output() -> None:
+    """Let what is left in the buffer go nowhere: the interpreter flushes it once more as it ends."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from tests.cli.run import refused, run
 from tests.loaders.broken_checkpoints import BROKEN, path_of
 
 LLAMA = CHECKPOINTS / "llama/hf"
-PROGRAM = [sys.executable, "-m", "assay.cli"]
+COMMAND = [sys.executable, "-m", "assay.cli"]
 VERBS = ["demo", "inspect", "record", "check", "generate"]
 
 
@@ -78,27 +78,49 @@ def test_interruption_writes_nothing(tmp_path, monkeypatch, error, status, part)
 
 def test_as_a_program():
     """The installed entry point's module, in a process of its own."""
-    command = [sys.executable, "-m", "assay.cli"]
-    good = subprocess.run([*command, "inspect", LLAMA], capture_output=True, text=True, timeout=60)
+    good = subprocess.run([*COMMAND, "inspect", LLAMA], capture_output=True, text=True, timeout=60)
     assert (good.returncode, good.stderr) == (0, "")
     assert "Llama" in good.stdout
-    bad = subprocess.run([*command, "inspect", "nothing"], capture_output=True, text=True, timeout=60)
+    bad = subprocess.run([*COMMAND, "inspect", "nothing"], capture_output=True, text=True, timeout=60)
     assert (bad.returncode, bad.stdout) == (2, "")
     assert bad.stderr.startswith("assay: nothing: cannot be read")
 
 
-@pytest.mark.parametrize("verb", [["inspect"], ["inspect", "--json"], ["verify"], ["verify", "--json"]])
-@pytest.mark.skipif(not Path("/dev/full").exists(), reason="Linux has a full disk to try")
-def test_output_that_cannot_be_written_is_one_message(verb):
+LONG = ["generate", LLAMA, "--tokens", "1,2,3", "--max-tokens", "400", "--backend", "reference"]
+OUTPUTS = [LONG, ["inspect", LLAMA, "--json"], ["inspect", LLAMA], ["--help"]]  # written by print, and by rich
+
+
+@pytest.mark.parametrize("arguments", OUTPUTS)
+def test_nobody_reads_the_output(arguments):
+    """Neither a match nor a divergence, whatever the verb: `| head` with pipefail must not say so."""
+    read, write = os.pipe()
+    os.close(read)
+    result = subprocess.run([*COMMAND, *arguments], stdout=write, stderr=subprocess.PIPE, text=True, timeout=60)
+    os.close(write)
+    assert result.returncode == 141
+    assert "Error" not in result.stderr
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="a device that is always full is Linux's")
+@pytest.mark.parametrize("arguments", OUTPUTS)
+def test_output_that_cannot_be_written(arguments):
     with open("/dev/full", "w") as full:
-        done = subprocess.run([*PROGRAM, *verb, LLAMA], stdout=full, stderr=subprocess.PIPE, text=True)
-    assert (done.returncode, done.stderr) == (2, "assay: [Errno 28] No space left on device\n")
+        result = subprocess.run([*COMMAND, *arguments], stdout=full, stderr=subprocess.PIPE, text=True, timeout=60)
+    assert result.returncode == 2
+    assert result.stderr == "assay: the output cannot be written: No space left on device\n"
 
 
-@pytest.mark.parametrize("verb", [["inspect"], ["inspect", "--json"], ["verify"], ["verify", "--json"]])
-def test_a_reader_that_left_is_no_verdict(verb):
-    ours, theirs = os.pipe()
-    os.close(ours)
-    done = subprocess.run([*PROGRAM, *verb, LLAMA], stdout=theirs, stderr=subprocess.PIPE, text=True)
-    os.close(theirs)
-    assert (done.returncode, done.stderr) == (2, "")
+def test_text_that_the_output_s_encoding_lacks():
+    arguments = ["generate", LLAMA, "--prompt", "The river", "--max-tokens", "12", "--temperature", "3", "--seed", "2"]
+    out = [
+        subprocess.run(
+            [*COMMAND, *arguments, "--backend", "reference"],
+            env=os.environ | {"PYTHONIOENCODING": encoding},
+            capture_output=True,
+            check=True,
+            timeout=60,
+        ).stdout.decode(encoding)
+        for encoding in ("utf-8", "ascii")
+    ]
+    assert not out[0].isascii()
+    assert out[1] == out[0].encode("ascii", "replace").decode()
