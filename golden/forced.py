@@ -13,7 +13,8 @@ from assay.reference.config import GptOssConfig
 from assay.reference.taps import Recorder, tap_table
 
 ROUNDOFF = 2.0**-23  # a factor of 1 + less than half of it would be rounded away
-ENOUGH = 32  # values of a position from which its noise is an average and not one accident
+ENOUGH = 32  # accidents of rounding from which noise is an average
+A_POSITION = 4  # as so many count those of a position of a dense model; in gpt-oss as many as it has experts
 
 
 def forced_pass(
@@ -76,10 +77,10 @@ def noisy_pass(
 ) -> dict[str, np.ndarray]:
     """The forced pass as a profile computes it, its distance from `expected` being its typical noise.
 
-    Few tokens with few experts each leave too few values to judge by: the distance then is the root mean
-    square over several seeds of jitter. Where choices of experts are spanned and nearly tied, the noise is that
-    of choosing otherwise too. float64 has nothing above it to be compared with: its noise is float32's, made smaller
-    by the ratio of their roundoffs.
+    Few tokens leave too little to judge by, a few experts' values, or one factor that a norm has for all values of a
+    position: the distance then is the root mean square over several seeds of jitter. Where choices of experts are
+    spanned and nearly tied, the noise is that of choosing otherwise too. float64 has nothing above it to be compared
+    with: its noise is float32's, made smaller by the ratio of their roundoffs.
     """
     if profile.name == "float64":
         rough = PROFILES["float32"]
@@ -88,7 +89,7 @@ def noisy_pass(
         return {name: expected[name] + smaller * (array - expected[name]) for name, array in passed.items()}
     passes = [forced_pass(checkpoint, tokens, chunks, backend, expected, profile, progress)]
     config = checkpoint.config
-    few = len(tokens) * (config.num_experts_per_tok if isinstance(config, GptOssConfig) else ENOUGH)
+    few = len(tokens) * (config.num_experts_per_tok if isinstance(config, GptOssConfig) else A_POSITION)
     for seed in range(1, min(16, -(-ENOUGH // few))):
         jitter = np.random.default_rng(seed)
         passes.append(forced_pass(checkpoint, tokens, chunks, backend, expected, profile, jitter=jitter))
