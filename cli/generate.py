@@ -86,7 +86,11 @@ def generate(
     else:
         chosen = _continuation(checkpoint, backend, mode, threads, ids, limit, sampling)
     started = time.perf_counter()
-    count, interrupted = _stream(chosen, checkpoint if tokens is None else None)
+    try:
+        count, interrupted = _stream(chosen, checkpoint if tokens is None else None)
+    except FloatingPointError as error:
+        remedy = "see `assay verify` for what the weights hold, or take other sampling settings"
+        raise CheckpointError(str(error), where=path, remedy=remedy) from error
     seconds = time.perf_counter() - started
     how = f"{backend}{f', mode {mode}' if mode else ''}"
     if guess:

@@ -40,15 +40,20 @@ class Sampling:
 
 
 def probabilities(logits_V: np.ndarray, seen: Sequence[int], sampling: Sampling) -> np.ndarray:
-    """The distribution that a token is drawn from, float64 [V]; all of it on one token where greedy."""
+    """The distribution that a token is drawn from, float64 [V]; all of it on one token where greedy.
+
+    Raises FloatingPointError for logits, after the penalty, that are NaN or plus infinity: there is none then.
+    """
     logits = penalised(logits_V, seen, sampling.repetition_penalty)
+    if wrong := np.count_nonzero(np.isnan(logits) | (logits == np.inf)):
+        raise FloatingPointError(f"{wrong} of {len(logits)} logits are NaN or infinite")
     if sampling.temperature == 0:
         return np.eye(1, len(logits), int(np.argmax(logits)))[0]
-    logits = logits / sampling.temperature
     order = np.argsort(-logits, kind="stable")  # most likely first, ties to the lower id
     if 0 < sampling.top_k < len(order):
         order = order[: sampling.top_k]
-    p = np.exp(logits[order] - logits[order[0]])
+    with np.errstate(over="ignore"):  # far below the largest: no probability is left
+        p = np.exp((logits[order] - logits[order[0]]) / sampling.temperature)
     p /= p.sum()
     reached_before = np.cumsum(p) - p  # a token stays if those before it have not reached top_p
     p = np.where(reached_before < sampling.top_p, p, 0)
@@ -61,7 +66,8 @@ def penalised(logits_V: np.ndarray, seen: Sequence[int], penalty: float) -> np.n
     """Logits, float64 [V], with the tokens already seen made less likely; each once, however often seen."""
     logits = np.array(logits_V, np.float64)
     ids = np.unique(np.asarray(seen, np.int64))
-    logits[ids] = np.where(logits[ids] > 0, logits[ids] / penalty, logits[ids] * penalty)
+    with np.errstate(over="ignore"):
+        logits[ids] = np.where(logits[ids] > 0, logits[ids] / penalty, logits[ids] * penalty)
     return logits
 
 

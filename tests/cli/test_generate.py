@@ -11,7 +11,7 @@ import assay.reference as reference
 from assay.cli import shared
 from assay.fast.engine import cache_bytes
 from assay.loaders.registry import find_shape
-from tests.checkpoint_files import CHECKPOINTS, copied, edit_json, expected, opened, tokens_of
+from tests.checkpoint_files import CHECKPOINTS, copied, edit_json, edit_tensors, expected, opened, tokens_of
 from tests.cli.run import refused, run
 
 LLAMA = CHECKPOINTS / "llama/hf"
@@ -189,6 +189,20 @@ WRONG = {
 def test_what_cannot_be_generated(case):
     arguments, part = WRONG[case]
     assert part in refused("generate", LLAMA, *arguments)
+
+
+@pytest.mark.parametrize("temperature", [0, 1])
+@pytest.mark.parametrize("backend", ["reference", "cpu"])
+def test_a_model_whose_logits_are_no_numbers(tmp_path, backend, temperature):
+    folder = copied("llama/hf", tmp_path / "hf")
+
+    def spoil(entries):
+        dtype, shape, data = entries["model.norm.weight"]
+        entries["model.norm.weight"] = dtype, shape, b"\xff" * len(data)
+
+    edit_tensors(folder / "model.safetensors", spoil)
+    asked = ["--tokens", "1,2", "--backend", backend, "--temperature", temperature]
+    assert "384 of 384 logits are NaN or infinite" in refused("generate", folder, *asked)
 
 
 def test_text_without_a_tokenizer(tmp_path):

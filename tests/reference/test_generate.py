@@ -204,3 +204,21 @@ def test_greedy_with_the_cache_takes_the_most_likely_of_the_whole_sequence(famil
     assert out[0] == expected(family)["logits"][-1].argmax()
     again = [int(reference.forward(model, np.array(prompt + out[:n]))[-1].argmax()) for n in range(8)]
     assert out == again
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+@pytest.mark.parametrize("wrong", [math.nan, math.inf])
+def test_logits_that_are_no_numbers_give_no_token(wrong, temperature):
+    with pytest.raises(FloatingPointError, match="1 of 3 logits are NaN or infinite"):
+        probabilities(np.array([1, wrong, 2]), [], Sampling(temperature=temperature))
+
+
+@pytest.mark.filterwarnings("error")
+def test_settings_at_the_ends_of_the_floats():
+    """The smallest temperature is greedy, the largest draws alike; a penalty can make logits infinite."""
+    logits = np.array([3.0, 5.0, -200.0])
+    assert probabilities(logits, [], Sampling(temperature=5e-324)).tolist() == [0, 1, 0]
+    assert probabilities(logits, [], Sampling(temperature=1e308)) == pytest.approx([1 / 3] * 3)
+    assert probabilities(logits, [2], Sampling(temperature=1, repetition_penalty=1e308))[2] == 0
+    with pytest.raises(FloatingPointError):
+        probabilities(logits, [0], Sampling(repetition_penalty=1e-308))
