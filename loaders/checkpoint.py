@@ -31,8 +31,7 @@ ROWS = 64  # of a matrix are digested at a time: few enough for the cache
 class Checkpoint:
     """Weights, config and tokenizer on disk; tensors are views of the mapped files, decoded when asked.
 
-    `unused` lists stored tensors that the model does not need, each with the reason; `stop_tokens` are the
-    ids after which generation ends.
+    `unused` lists stored tensors that the model does not need, each with the reason.
     """
 
     path: Path
@@ -40,8 +39,13 @@ class Checkpoint:
     config: Config
     tensors: Mapping[str, Tensor]
     unused: Mapping[str, str]
-    stop_tokens: tuple[int, ...]
+    _find_stop_tokens: Callable[[], tuple[int, ...]]
     _load_tokenizer: Callable[[], "Tokenizer"]
+
+    @cached_property
+    def stop_tokens(self) -> tuple[int, ...]:
+        """The ids after which generation ends."""
+        return self._find_stop_tokens()
 
     @cached_property
     def tokenizer(self) -> "Tokenizer":

@@ -42,15 +42,17 @@ def gguf_checkpoint(file: GgufFile, report: Report = refuse) -> Checkpoint:
     targets = {name: gguf_targets(arch, name) for name in (*stored, *faulty)}
     tensors, unused = assemble(config, path, targets, {**stored, **faulty}, derived, report)
 
-    eos = file.metadata.get("tokenizer.ggml.eos_token_id")
-    stop = (eos,) if isinstance(eos, int) else ()
+    def stop_tokens() -> tuple[int, ...]:
+        from assay.loaders.tokenizer import stop_tokens_from_gguf
+
+        return stop_tokens_from_gguf(file.metadata)
 
     def load_tokenizer() -> "Tokenizer":
         from assay.loaders.tokenizer import tokenizer_from_gguf
 
         return tokenizer_from_gguf(file.metadata)
 
-    return Checkpoint(path, "gguf", config, tensors, unused, stop, load_tokenizer)
+    return Checkpoint(path, "gguf", config, tensors, unused, stop_tokens, load_tokenizer)
 
 
 def _parts(file: GgufFile, tensor: GgufTensor) -> tuple[Encoding, dict[str, np.ndarray]]:

@@ -73,8 +73,8 @@ def directory_checkpoint(
 
         return tokenizer_from_file(directory / "tokenizer.json")
 
-    format = "mlx" if is_mlx else "safetensors"
-    return Checkpoint(directory, format, config, tensors, unused, _stop_tokens(directory, values), load_tokenizer)
+    format, stop = "mlx" if is_mlx else "safetensors", _stop_tokens(directory, values)
+    return Checkpoint(directory, format, config, tensors, unused, lambda: stop, load_tokenizer)
 
 
 def _stop_tokens(directory: Path, values: Mapping[str, Any]) -> tuple[int, ...]:

@@ -47,19 +47,32 @@ class TokenType(IntEnum):
 
 SPECIAL_TYPES = (TokenType.UNKNOWN, TokenType.CONTROL, TokenType.USER_DEFINED)
 
-# Texts that llama.cpp takes for control tokens whatever type the file gives them: ends of a turn or of the generation,
-# and the marks of fill-in-the-middle.
-CONTROL_TEXTS = {
+# Texts after which llama.cpp ends the generation, whatever the metadata say: ends of an answer, a turn, a file.
+END_TEXTS = {
     *("<|eot_id|>", "<|im_end|>", "<|end|>", "<|return|>", "<|call|>", "<|flush|>", "<|calls|>", "<|eom_id|>"),
     *("<end_of_turn>", "<turn|>", "<|endoftext|>", "<|end_of_text|>", "<end_of_utterance>", "<|tool_response>"),
     *("</s>", "<eos>", "[EOS]", "<EOT>", "_<EOT>", "[EOT]", "[e~[", "<\uff5cend\u2581of\u2581sentence\uff5c>"),
+    *("<|fim_pad|>", "<fim-pad>", "<fim_pad>", "<PAD>", "[PAD]", "<|file_sep|>"),
+    *("<|fim_repo|>", "<|repo_name|>", "<fim-repo>", "<REPO>", "<reponame>"),
+}
+# Beside these, the texts that it takes for control tokens whatever type the file gives them: of fill-in-the-middle.
+CONTROL_TEXTS = END_TEXTS | {
     *("<|fim_prefix|>", "<fim-prefix>", "<fim_prefix>", "<\uff5cfim\u2581begin\uff5c>", "<|code_prefix|>"),
     *("<|fim_suffix|>", "<fim-suffix>", "<fim_suffix>", "<\uff5cfim\u2581hole\uff5c>", "<|code_suffix|>"),
     *("<|fim_middle|>", "<fim-middle>", "<fim_middle>", "<\uff5cfim\u2581end\uff5c>", "<|code_middle|>"),
     *("<|prefix|>", "<|suffix|>", "<|middle|>", "<PRE>", "\u2581<PRE>", "<SUF>", "\u2581<SUF>", "<MID>", "\u2581<MID>"),
-    *("<|fim_pad|>", "<fim-pad>", "<fim_pad>", "<PAD>", "[PAD]", "<|file_sep|>"),
-    *("<|fim_repo|>", "<|repo_name|>", "<fim-repo>", "<REPO>", "<reponame>"),
 }
+END_ROLES = ("eos", "eot", "eom", "fim_pad", "fim_rep", "fim_sep")
+
+
+def stop_tokens_from_gguf(metadata: Mapping[str, Any]) -> tuple[int, ...]:
+    """The ids after which llama.cpp ends the generation: those that the metadata name, and those of `END_TEXTS`."""
+    named = [metadata.get(f"{KEY}{role}_token_id") for role in END_ROLES]
+    tokens = metadata.get(f"{KEY}tokens")
+    ids = {text: i for i, text in enumerate(tokens) if text in END_TEXTS} if isinstance(tokens, list) else {}
+    if ids.keys() >= {"<|return|>", "<|call|>"} or ids.keys() >= {"<|calls|>", "<|flush|>"}:
+        ids.pop("<|end|>", None)  # there it ends a message, of which an answer has several
+    return tuple(dict.fromkeys(i for i in (*named, *sorted(ids.values())) if isinstance(i, int)))
 
 
 def tokenizer_from_file(path: str | Path) -> Tokenizer:

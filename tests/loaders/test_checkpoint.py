@@ -43,11 +43,11 @@ def test_every_tensor_is_there_once_and_decodes_to_its_shape(name):
     ("name", "format", "stop"),
     [
         ("gpt_oss/hf", "safetensors", (314, 313, 319)),
-        ("gpt_oss/gguf", "gguf", (314,)),
+        ("gpt_oss/gguf", "gguf", (314, 313, 319)),
         ("gpt_oss/mlx-q8", "mlx", (314, 313, 319)),
         ("llama/mlx-4bit", "mlx", (378, 382, 383)),
         ("mistral/hf", "safetensors", (378, 382, 383)),
-        ("phi3/gguf", "gguf", (319,)),
+        ("phi3/gguf", "gguf", (319, 314, 318)),
     ],
 )
 def test_format_and_stop_tokens(name, format, stop):

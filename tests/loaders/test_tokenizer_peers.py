@@ -17,7 +17,7 @@ from tokenizers import Tokenizer
 
 from assay.loaders.gguf_file import read_gguf
 from assay.loaders.pretokenizers import PRE_TOKENIZERS
-from assay.loaders.tokenizer import tokenizer_from_gguf
+from assay.loaders.tokenizer import stop_tokens_from_gguf, tokenizer_from_gguf
 from tests.loaders.test_tokenizer import gpt2_metadata, train_merges
 
 pytestmark = pytest.mark.peers
@@ -200,6 +200,15 @@ def phi_3_differs(name: str, text: str) -> bool:
 def test_hard_text_has_llama_cpp_s_ids(shipped, name):
     for text in (*HARD_TEXTS, *SPECIAL_TEXTS):
         shipped(name).check(text)
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_generation_ends_where_llama_cpp_ends_it(shipped, name):
+    from llama_cpp import llama_vocab_is_eog
+
+    vocabulary = shipped(name).llama._model.vocab
+    ends = {i for i in range(shipped(name).llama.n_vocab()) if llama_vocab_is_eog(vocabulary, i)}
+    assert set(stop_tokens_from_gguf(read_gguf(vocabulary_path(name)).metadata)) == ends != set()
 
 
 @pytest.mark.parametrize("name", FILES)
