@@ -14,6 +14,21 @@ from assay.loaders.checkpoint import Checkpoint
 Progress = Callable[[str], None] | None
 
 
+def releasing(checkpoint: Checkpoint, progress: Progress) -> Callable[[str], None]:
+    """A progress that also lets go of the weights of each layer that is done: until the next chunk nobody reads them.
+
+    A check of gpt-oss-20b then holds a layer's weights in memory, not the file's 12 GB.
+    """
+
+    def layer_done(name: str) -> None:
+        if name.endswith("block_out"):
+            checkpoint.release(f"model.{name.removesuffix('block_out')}")
+        if progress is not None:
+            progress(name)
+
+    return layer_done
+
+
 class Backend(Protocol):
     """An engine with a checkpoint loaded.
 

@@ -7,7 +7,7 @@ import numba
 import numpy as np
 
 from assay.fast.cpu.engine import CpuModel
-from assay.golden.backends import Progress
+from assay.golden.backends import Progress, releasing
 from assay.golden.backends.engines import run_engine
 from assay.loaders.checkpoint import Checkpoint
 
@@ -26,6 +26,7 @@ class CpuBackend:
     def __init__(self, checkpoint: Checkpoint, mode: str):
         self.versions = {"numba": numba.__version__, "numpy": np.__version__}
         self.profile = PROFILES[mode]
+        self.checkpoint = checkpoint
         self.model = CpuModel(checkpoint.config, checkpoint.tensors, mode=mode)
         for notice in self.model.notices:
             print(f"assay: cpu: {notice}", file=sys.stderr)
@@ -33,7 +34,7 @@ class CpuBackend:
     def run(
         self, tokens: list[int], chunks: list[int], names: Collection[str], progress: Progress = None
     ) -> Mapping[str, np.ndarray]:
-        return run_engine(self.model, tokens, chunks, names, progress)
+        return run_engine(self.model, tokens, chunks, names, releasing(self.checkpoint, progress))
 
 
 open_backend = CpuBackend

@@ -5,7 +5,7 @@ from collections.abc import Collection, Mapping
 import numpy as np
 
 import assay.reference as reference
-from assay.golden.backends import Progress
+from assay.golden.backends import Progress, releasing
 from assay.loaders.checkpoint import Checkpoint
 from assay.reference.taps import Recorder
 
@@ -23,13 +23,7 @@ class ReferenceBackend:
     def run(
         self, tokens: list[int], chunks: list[int], names: Collection[str], progress: Progress = None
     ) -> Mapping[str, np.ndarray]:
-        def layer_done(name: str) -> None:
-            if name.endswith("block_out"):  # its weights are used up until the next chunk
-                self.checkpoint.release(f"model.{name.removesuffix('block_out')}")
-            if progress is not None:
-                progress(name)
-
-        recorder = Recorder(self.model.config, names, layer_done)
+        recorder = Recorder(self.model.config, names, releasing(self.checkpoint, progress))
         cache, start = reference.KVCache(), 0
         for T in chunks:
             reference.forward(self.model, np.array(tokens[start : start + T]), cache=cache, tap=recorder)
