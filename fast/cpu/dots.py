@@ -17,7 +17,7 @@ FOURS = [4 * (i % 4) + i // 4 for i in range(16)]  # words of four blocks, one b
 EACH = [0, 1, 2, 3] * 4  # what belongs to four blocks, beside their words in that order
 
 
-AHEAD = 2048  # bytes: what the processor fetches by itself comes later than these kernels need it (10 to 20 %)
+AHEAD = 4096  # bytes: what the processor fetches by itself comes later than these kernels need it (10 to 20 %)
 
 
 def _first_lanes(builder: Any, four: Any) -> Any:

@@ -15,7 +15,7 @@ from typing import Any
 
 import llvmlite.binding
 from llvmlite import ir
-from numba.core import cgutils, types
+from numba.core import cgutils, config, types
 from numba.core.datamodel import models
 from numba.extending import intrinsic as numba_intrinsic
 from numba.extending import register_model
@@ -30,8 +30,11 @@ CHECKED = os.environ.get("ASSAY_CPU_CHECK") == "1"
 
 
 def _has_instructions() -> bool:
+    needed = {"avx512vnni", "avx512bw", "avx512vbmi"}
+    if config.CPU_NAME is not None:  # Numba is told to compile for another processor than this
+        return needed <= {feature.removeprefix("+") for feature in (config.CPU_FEATURES or "").split(",")}
     features = llvmlite.binding.get_host_cpu_features()
-    return all(features.get(name, False) for name in ("avx512vnni", "avx512bw", "avx512vbmi"))
+    return all(features.get(name, False) for name in needed)
 
 
 def _lane() -> str:

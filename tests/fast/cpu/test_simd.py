@@ -229,3 +229,12 @@ main(["warmup"])
     assert run.stderr.startswith("assay: the environment asks for ")
     assert message in run.stderr
     assert "Traceback" not in run.stderr
+
+
+@pytest.mark.parametrize(("features", "lane"), [("", "portable"), ("+avx512vnni,+avx512bw,+avx512vbmi", "avx512vnni")])
+def test_the_processor_that_numba_is_told_to_compile_for(features, lane):
+    """Its features count, not those of the machine: an instruction that it lacks ends the process inside LLVM."""
+    env = os.environ | {"NUMBA_CPU_NAME": "generic", "NUMBA_CPU_FEATURES": features, "ASSAY_CPU": ""}
+    code = "from assay.fast.cpu import simd; print(simd.LANE)"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env, check=True)
+    assert run.stdout == f"{lane}\n"
