@@ -134,8 +134,10 @@ def test_pre_says_nothing_of_a_gguf_that_has_a_tokenizer(tmp_path: Path, capsys:
 
 @pytest.mark.parametrize("ending", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
 def test_a_signal_leaves_nothing(ending: signal.Signals, tmp_path: Path) -> None:
+    # a job that a shell runs in the background is born deaf to SIGINT
     script = f"""
-import os
+import os, signal
+signal.signal(signal.SIGINT, signal.default_int_handler)
 from assay.cli.main import main
 import assay.loaders.write_gguf as writer
 writer._data = lambda *_: os.kill(os.getpid(), {int(ending)})
