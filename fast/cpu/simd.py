@@ -31,10 +31,11 @@ CHECKED = os.environ.get("ASSAY_CPU_CHECK") == "1"
 
 def _has_instructions() -> bool:
     needed = {"avx512vnni", "avx512bw", "avx512vbmi"}
-    if config.CPU_NAME is not None:  # Numba is told to compile for another processor than this
-        return needed <= {feature.removeprefix("+") for feature in (config.CPU_FEATURES or "").split(",")}
-    features = llvmlite.binding.get_host_cpu_features()
-    return all(features.get(name, False) for name in needed)
+    name, features = config.CPU_NAME, config.CPU_FEATURES  # type: ignore[attr-defined]  # set while numba is imported
+    if name is not None:  # Numba is told to compile for another processor than this
+        return needed <= {feature.removeprefix("+") for feature in (features or "").split(",")}
+    here = llvmlite.binding.get_host_cpu_features()
+    return all(here.get(feature, False) for feature in needed)
 
 
 def _lane() -> str:
