@@ -82,7 +82,8 @@ def main(arguments: list[str] | None = None) -> None:
 
 def _drop_output() -> None:
     """Let what is left in the buffer go nowhere: the interpreter flushes it once more as it ends."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    if sys.stdout is not None:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 if __name__ == "__main__":

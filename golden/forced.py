@@ -47,8 +47,7 @@ def forced_pass(
             if flipped is not None and name in flipped:
                 array = next_best(array, emulation.now["router_logits"], flipped[name][start : start + T])
             recorder(name, array)
-            if name.endswith("block_out"):  # its weights are used up until the next chunk
-                checkpoint.release(f"model.{name.removesuffix('block_out')}")
+            checkpoint.layer_done(name)
             if name not in backend:
                 return emulation.handed_on(name, array)
             theirs = backend[name]

@@ -80,6 +80,14 @@ class Checkpoint:
             digest.update(values)
         return digest.hexdigest()
 
+    def layer_done(self, tap: str) -> None:
+        """Release a layer's weights once its last tap, block_out, is computed: until the next chunk nobody reads them.
+
+        A check of gpt-oss-20b then holds a layer's weights in memory, not the file's 12 GB.
+        """
+        if tap.endswith("block_out"):
+            self.release(f"model.{tap.removesuffix('block_out')}")
+
     def release(self, prefix: str = "") -> None:
         """Take the pages of the tensors of these names out of our memory: they are mapped, and read again if needed."""
         for name, tensor in self.tensors.items():

@@ -13,12 +13,12 @@ from assay.fast.cpu import simd
 from assay.fast.cpu.cache import LANES, LayerCache
 from assay.fast.cpu.decode import float_at, half_at
 from assay.fast.cpu.elementwise import exp
-from assay.fast.cpu.heads import add_weighted_values, scores_of_block
+from assay.fast.cpu.heads import COUNTS, add_weighted_values, scores_of_block
 from assay.fast.cpu.jit import Address, inlined, kernel, parallel_kernel, prange
 from assay.fast.cpu.phases import call_at
 
 RUN = 64  # keys whose weighted values are summed before the sum is added to the others: few roundings in a chain
-TOGETHER = 4  # query heads at most that read the same keys together
+TOGETHER = max(COUNTS)  # query heads that make a job
 
 
 @inlined
@@ -28,8 +28,8 @@ def number_at(half, data, at):
 
 
 @inlined
-def weighted_values(n, weights, first, slots, slot, head, C, out, to):
-    """Add the last C % 16 channels of n values from a slot on, times their weights, to one query head's outputs."""
+def add_rest_of_values(n, weights, first, slots, slot, head, C, out, to):
+    """What `add_weighted_values` leaves out of n values from a slot on: a query head's last C % 16 channels."""
     S, K = slots.blocks * LANES, slots.heads
     for c in range(C // LANES * LANES, C):
         total, s = np.float32(0), slot
@@ -41,7 +41,7 @@ def weighted_values(n, weights, first, slots, slot, head, C, out, to):
 
 @inlined
 def soften(weights, before, end, sink):
-    """Of scores the exponentials, those that are not visible being zero; and the share that one counts."""
+    """Make scores, float32 [S], their exponentials, zero before `before` and from `end` on; what one of them counts."""
     for n in range(before):
         weights[n] = -np.inf
     for n in range(end, len(weights)):
@@ -62,7 +62,8 @@ def soften(weights, before, end, sink):
 def attend_heads(q, at, C, sinks, h, heads, slots, start, first, last, head, out):
     """Query heads h and after, 1, 2 or 4, of one key head over the keys of positions first .. last.
 
-    Head h's query and output are C numbers from place `at` on; the slots begin at position `start`.
+    `q` and `out` are flat, float32: head h's query and output are C numbers from place `at` on. The slots begin at
+    position `start`.
     """
     blocks, S, count = slots.blocks, slots.blocks * LANES, last + 1 - first
     begin = (first - start) // LANES  # the first block with a visible key
@@ -86,10 +87,18 @@ def attend_heads(q, at, C, sinks, h, heads, slots, start, first, last, head, out
             slots.half, heads, some, weights, before + n, size, slots.v, slot, S, row, place, C, out, at
         )
         for g in range(heads):
-            weighted_values(some, weights, g * size + before + n, slots, slot, head, C, out, at + g * C)
+            add_rest_of_values(some, weights, g * size + before + n, slots, slot, head, C, out, at + g * C)
     for g in range(heads):
         for i in range(C):
             outputs[g * C + i] *= shares[g]
+
+
+@inlined
+def heads_of_job(job, G):
+    """The key head, the first of its G query heads and how many: up to `TOGETHER` of one key head make a job."""
+    parts = (G + TOGETHER - 1) // TOGETHER
+    head, done = job // parts, job % parts * TOGETHER
+    return head, head * G + done, min(TOGETHER, G - done)
 
 
 @kernel
@@ -108,14 +117,12 @@ ATTEND_SOME = Address(attend_some)
 @parallel_kernel
 def _attend(run, q, T, H, C, slots, start, length, window, sink_H, out):
     G = H // slots.heads
-    parts = (G + TOGETHER - 1) // TOGETHER
-    for job in prange(T * slots.heads * parts):
-        i, part = np.int64(job) % T, np.int64(job) // T
+    for job in prange(T * slots.heads * ((G + TOGETHER - 1) // TOGETHER)):
+        i = np.int64(job) % T
         t = i // 2 if i % 2 == 0 else T - 1 - i // 2  # threads share queries of few and of many keys
-        head, done = part // parts, part % parts * TOGETHER
-        h, last = head * G + done, length + t
+        head, h, some = heads_of_job(np.int64(job) // T, G)
+        last = length + t
         first = max(np.int64(0), last + 1 - window)  # the window counts the query's own position
-        some = min(TOGETHER, G - done)
         call_at(run, (q, (t * H + h) * C, C, sink_H, h, some, slots, start, first, last, head, out))
 
 

@@ -13,7 +13,7 @@ from assay.fast.cpu import simd
 from assay.fast.cpu.simd import F32, FLOATS, I16, INTS, cgutils, intrinsic, types
 
 LANES = 16
-TOGETHER = (4, 2, 1)  # query heads
+COUNTS = (4, 2, 1)  # of query heads that go together
 CHAINS = 4  # of sums to a score
 VECTORS = 2  # of a value's channels at a time: for each head and vector there are two sums, of even and of odd keys
 
@@ -29,7 +29,7 @@ def _each_way(builder: Any, half: Any, heads: Any) -> Iterator[tuple[bool, int]]
     """The ways there are to run, each where the function being compiled has come to when it is to be run that way."""
     for is_half in (False, True):
         with builder.if_then(builder.icmp_signed("==", half, half.type(int(is_half)))):
-            for count in TOGETHER:
+            for count in COUNTS:
                 with builder.if_then(builder.icmp_signed("==", heads, heads.type(count))):
                     yield is_half, count
 

@@ -160,7 +160,7 @@ def _loader(result: Vector) -> Callable:
     return load
 
 
-load_bytes, load_floats = map(_loader, (BYTES, FLOATS))
+load_floats = _loader(FLOATS)
 
 
 def _widened(element: ir.Type, extend: Callable) -> Callable:
@@ -324,23 +324,15 @@ def _prefetch(builder: Any, pointer: Any, locality: int = 3) -> None:
     _call(builder, "llvm.prefetch.p0", ir.VoidType(), pointer, read, ir.Constant(I32, locality), data)
 
 
-def _lookup(builder: Any, table: Any, codes: Any) -> Any:
-    if LANE != "portable":
-        return _call(builder, "llvm.x86.avx512.pshuf.b.512", BYTES.llvm, table, codes)
-    found = codes
-    for code in range(16):
-        entry = builder.extract_element(table, ir.Constant(I32, code))
-        entries = builder.insert_element(ir.Constant(BYTES.llvm, None), entry, ir.Constant(I32, 0))
-        entries = _shuffle(builder, entries, entries, [0] * 64)
-        found = builder.select(builder.icmp_signed("==", codes, _splat(codes.type, code)), entries, found)
-    return found
-
-
 def _lookup_nibbles(builder: Any, table: bytes, codes: Any, shift: int) -> Any:
     """The table's entries for the low nibbles of 64 bytes, or with a shift of 4 for the high ones."""
     if LANE == "portable":
         nibbles = builder.and_(builder.lshr(codes, _splat(codes.type, shift)), _splat(codes.type, 15))
-        return _lookup(builder, ir.Constant(BYTES.llvm, [*table] * 4), nibbles)
+        found = nibbles
+        for code, entry in enumerate(table):
+            is_code = builder.icmp_signed("==", nibbles, _splat(BYTES.llvm, code))
+            found = builder.select(is_code, _splat(BYTES.llvm, entry), found)
+        return found
     if shift:  # what comes in from the next byte is not looked at either
         halfwords = ir.VectorType(I16, 32)
         codes = builder.bitcast(builder.lshr(builder.bitcast(codes, halfwords), _splat(halfwords, shift)), BYTES.llvm)

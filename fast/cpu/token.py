@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from assay.fast.cpu.attention import TOGETHER
+from assay.fast.cpu.attention import TOGETHER, heads_of_job
 from assay.fast.cpu.cache import LANES, CpuCache, Slots
 from assay.fast.cpu.decode import float_to_half
 from assay.fast.cpu.jit import CHECKED, address_of, get_num_threads, kernel, leaf, parallel_kernel, prange
@@ -139,10 +139,9 @@ def attend_group(model, layer, past, position, job, q_rope, out):
     K, C, G = model.K, model.C, model.H // model.K
     n = past.blocks * LANES * K * C * (2 if past.half else 4)
     slots = Slots(codes_at(past.k, n), codes_at(past.v, n), past.blocks, K, past.half != 0)
-    parts = (G + TOGETHER - 1) // TOGETHER
-    head, done = job // parts, job % parts * TOGETHER
-    h, first = head * G + done, max(np.int64(0), position + 1 - past.window)  # the window counts the query's own
-    queries = (q_rope, h * C, C, floats_at(layer.sinks, model.H), h, min(TOGETHER, G - done))
+    head, h, some = heads_of_job(job, G)
+    first = max(np.int64(0), position + 1 - past.window)  # the window counts the query's own position
+    queries = (q_rope, h * C, C, floats_at(layer.sinks, model.H), h, some)
     call_at(model.attend_some, (*queries, slots, np.int64(0), first, position, head, out))
 
 

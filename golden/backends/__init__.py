@@ -15,18 +15,14 @@ Progress = Callable[[str], None] | None
 
 
 def releasing(checkpoint: Checkpoint, progress: Progress) -> Callable[[str], None]:
-    """A progress that also lets go of the weights of each layer that is done: until the next chunk nobody reads them.
+    """A progress that also lets go of the weights of each layer that is done."""
 
-    A check of gpt-oss-20b then holds a layer's weights in memory, not the file's 12 GB.
-    """
-
-    def layer_done(name: str) -> None:
-        if name.endswith("block_out"):
-            checkpoint.release(f"model.{name.removesuffix('block_out')}")
+    def computed(name: str) -> None:
+        checkpoint.layer_done(name)
         if progress is not None:
             progress(name)
 
-    return layer_done
+    return computed
 
 
 class Backend(Protocol):

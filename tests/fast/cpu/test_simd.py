@@ -18,6 +18,9 @@ FLOATS = arrays(np.float32, 16, elements=st.floats(-1e3, 1e3, width=32))
 quick = settings(max_examples=40, deadline=None)
 
 
+load_bytes = simd._loader(simd.BYTES)
+
+
 def joined(*arrays_):
     """One array of bytes, and room behind it that a wrong offset would show."""
     return np.concatenate([a.view(np.uint8).ravel() for a in arrays_] + [np.full(64, 0xEE, np.uint8)])
@@ -56,7 +59,7 @@ floats_of_exponents = simd._unary(
 
 @kernel
 def run_entries(data, out, powers):
-    v = simd.load_bytes(data, 1)
+    v = load_bytes(data, 1)
     simd.store_bytes(out, 0, low_entries(v))
     simd.store_bytes(out, 64, high_entries(v))
     simd.store_floats(powers, 0, floats_of_exponents(simd.load_16_unsigned(data, 1)))
@@ -168,7 +171,7 @@ def dot_bytes(typing_context, total, unsigned, signed):
 
 @kernel
 def run_dot(totals, unsigned, signed, out):
-    both = simd.load_bytes(unsigned, 0), simd.load_bytes(signed, 0)
+    both = load_bytes(unsigned, 0), load_bytes(signed, 0)
     store_ints(out, 0, dot_bytes(load_ints(totals, 0), *both))
 
 
@@ -185,7 +188,7 @@ def test_dot_bytes(totals, unsigned, signed):
 
 @kernel
 def read_beyond(data):
-    simd.store_bytes(data, 1, simd.load_bytes(data, 0))
+    simd.store_bytes(data, 1, load_bytes(data, 0))
 
 
 @pytest.mark.parametrize("place", ["ASSAY_CPU", "ASSAY_CPU_CHECK"])
