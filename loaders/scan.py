@@ -10,21 +10,23 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from math import prod
 from pathlib import Path
-from typing import BinaryIO, NamedTuple, TypeVar
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 
 from assay.loaders.errors import CheckpointError
+from assay.loaders.file_bytes import Pieces, file_bytes
 from assay.loaders.gguf_file import GGML_TYPES, GgufFile
 from assay.loaders.mapped_file import DAMAGED
 from assay.loaders.safetensors_file import SafeTensor, SafetensorsFile
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
-CHUNK = 1 << 19  # bytes; both passes over a chunk stay in the second-level cache
 STRETCH = 1 << 24  # bytes that one thread scans at a time
 MOST_PIECES = 256  # of small tensors in a stretch
 MANY = 256  # a matrix of fewer elements may be all zeros by chance
@@ -39,6 +41,14 @@ class Code(NamedTuple):
     finite: int
     mantissa: int
     has_infinity: bool = True
+
+    def greatest(self, numbers: np.ndarray) -> int:
+        """The greatest magnitude of some codes, one or more."""
+        last = int(numbers.max())
+        if last <= self.mask:
+            return last
+        # that was the negative number of greatest magnitude: the sign is the highest bit, as it is an integer's
+        return max(last & self.mask, int(numbers.view(numbers.dtype.str.replace("u", "i")).max()))
 
 
 F64 = Code("float64", "<u8", 2**63 - 1, 0x7FF << 52, 52)
@@ -124,18 +134,15 @@ class Numbers:
         shape, is_bias = self.stored.shape, self.stored.name.endswith(("bias", "biases"))  # those of a new model are 0
         return self.greatest == 0 and len(shape) > 1 and prod(shape) >= MANY and not is_bias
 
-    def look(self, raw: np.ndarray, byte: int, scratch: np.ndarray) -> None:
+    def look(self, raw: np.ndarray, byte: int) -> None:
         """Look at the bytes of whole strides, uint8 [n*stride], which lie at `byte` of the file."""
         code, dtype = self.field.code, np.dtype(self.field.code.dtype)
-        n = len(raw) // self.field.stride
-        numbers = np.ndarray((n,), dtype, raw, self.field.offset, (self.field.stride,))
-        magnitudes = numbers
-        if code.mask != np.iinfo(dtype).max:  # E8M0 has no sign
-            magnitudes = np.bitwise_and(numbers, dtype.type(code.mask), out=scratch[: n * dtype.itemsize].view(dtype))
-        greatest = int(magnitudes.max())
+        numbers = np.ndarray((len(raw) // self.field.stride,), dtype, raw, self.field.offset, (self.field.stride,))
+        greatest = code.greatest(numbers)
         self.greatest = max(self.greatest, greatest)
         if greatest < self.field.limit:
             return
+        magnitudes = numbers & dtype.type(code.mask)
         not_finite = magnitudes >= code.finite
         for is_finite, wrong in ((False, not_finite), (True, (magnitudes >= self.field.limit) & ~not_finite)):
             if (places := np.flatnonzero(wrong)).size:
@@ -225,20 +232,22 @@ class Piece(NamedTuple):
 def scan(tensors: Sequence[Stored], advance: Callable[[int], None]) -> Iterator[Numbers]:
     """Every field of every tensor with something wrong in it; `advance` is told the bytes done.
 
-    Reads through buffers of its own, so that neither the file's size nor a mapping of it shows in the memory taken.
+    Each thread has one stretch of a file at a time in its memory, whatever the file's size.
     Raises CheckpointError for a file that cannot be read to its end.
     """
     seen: list[Numbers] = []
     ordered = sorted(tensors, key=lambda tensor: (tensor.file, tensor.begin))
-    for pieces in _side_by_side(_scan_pieces, _stretches(ordered)):
-        for piece, found in pieces:
-            advance(piece.nbytes)
-            if piece.begin == piece.tensor.begin:
-                yield from _wrong(seen)
-                seen = found
-            else:
-                for numbers, later in zip(seen, found, strict=True):
-                    numbers.join(later)
+    with ExitStack() as opened:
+        files = {path: opened.enter_context(file_bytes(path)) for path in {tensor.file for tensor in ordered}}
+        for pieces in _side_by_side(partial(_scan_pieces, files), _stretches(ordered)):
+            for piece, found in pieces:
+                advance(piece.nbytes)
+                if piece.begin == piece.tensor.begin:
+                    yield from _wrong(seen)
+                    seen = found
+                else:
+                    for numbers, later in zip(seen, found, strict=True):
+                        numbers.join(later)
     yield from _wrong(seen)
 
 
@@ -277,40 +286,24 @@ def _side_by_side(work: Callable[[Item], Result], items: Iterator[Item]) -> Iter
             yield waiting.popleft().result()
 
 
-def _scan_pieces(pieces: list[Piece]) -> list[tuple[Piece, list[Numbers]]]:
+def _scan_pieces(files: Mapping[Path, Pieces], pieces: list[Piece]) -> list[tuple[Piece, list[Numbers]]]:
     """Each piece with what was seen of it."""
-    buffer, scratch = np.empty(CHUNK, np.uint8), np.empty(CHUNK, np.uint8)
-    found = []
-    for path, members in itertools.groupby(pieces, key=lambda piece: piece.tensor.file):
-        try:
-            with open(path, "rb", buffering=0) as file:
-                found += [(piece, _scan_piece(file, piece, buffer, scratch)) for piece in members]
-        except OSError as error:
-            raise CheckpointError(f"cannot be read: {error.strerror or error}", where=path) from error
-    return found
+    return [(piece, _scan_piece(files[piece.tensor.file], piece)) for piece in pieces]
 
 
-def _scan_piece(file: BinaryIO, piece: Piece, buffer: np.ndarray, scratch: np.ndarray) -> list[Numbers]:
-    fields = piece.tensor.fields
-    seen = [Numbers(piece.tensor, field) for field in fields]
-    if not fields or not piece.nbytes:
+def _scan_piece(bytes_of: Pieces, piece: Piece) -> list[Numbers]:
+    tensor, at = piece.tensor, piece.begin
+    seen = [Numbers(tensor, field) for field in tensor.fields]
+    if not seen or not piece.nbytes:
         return []
-    room = len(buffer) // fields[0].stride * fields[0].stride
-    file.seek(piece.begin)
-    for done in range(0, piece.nbytes, room):
-        size = min(room, piece.nbytes - done)
-        _read_whole(file, buffer[:size], piece.tensor)
-        for numbers in seen:
-            numbers.look(buffer[:size], piece.begin + done, scratch)
+    try:
+        for raw in bytes_of(piece.begin, piece.nbytes, tensor.fields[0].stride):
+            for numbers in seen:
+                numbers.look(raw, at)
+            at += len(raw)
+    except EOFError as error:
+        what = f"the file ended inside tensor {tensor.name!r} while it was read"
+        raise CheckpointError(what, where=tensor.file, tensors=(tensor.name,), remedy=DAMAGED) from error
+    except OSError as error:
+        raise CheckpointError(f"cannot be read: {error.strerror or error}", where=tensor.file) from error
     return seen
-
-
-def _read_whole(file: BinaryIO, target: np.ndarray, tensor: Stored) -> None:
-    """Fill the target: one read of an ordinary file, unless a signal or a network file system splits it."""
-    view = target.data
-    while view:
-        got = file.readinto(view)  # type: ignore[attr-defined]
-        if not got:
-            what = f"the file ended inside tensor {tensor.name!r} while it was read"
-            raise CheckpointError(what, where=tensor.file, tensors=(tensor.name,), remedy=DAMAGED)
-        view = view[got:]

@@ -2,8 +2,8 @@
 
     python -m tests.speed.whole_file FILE.gguf
 
-Reading the file from the system's cache copies it, so two limits stand beside the scan, all taken in turn: what the
-machine reads from memory, and what it reads of this file when nothing is done with the bytes.
+Two limits stand beside the scan, all taken in turn: what the machine reads from memory, and what it reads of this file
+into a buffer when nothing is done with the bytes.
 """
 
 import argparse
@@ -16,8 +16,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from statistics import median
 
+from assay.loaders.file_bytes import COPIED
 from assay.loaders.gguf_file import read_gguf
-from assay.loaders.scan import CHUNK, gguf_stored, scan
+from assay.loaders.scan import gguf_stored, scan
 from tests.speed.limits import read_bandwidth
 
 OPEN = """
@@ -39,11 +40,11 @@ def opening(path: Path) -> list[float]:
 
 
 def read_all(path: Path) -> None:
-    """Read the file once, each thread a share of it into a buffer of its own, as the scan does."""
+    """Read the file once, each thread a share of it into a buffer of its own."""
     size, threads = path.stat().st_size, os.cpu_count() or 1
 
     def read(thread: int) -> None:
-        buffer, left = memoryview(bytearray(CHUNK)), size // threads
+        buffer, left = memoryview(bytearray(COPIED)), size // threads
         with open(path, "rb", buffering=0) as file:
             file.seek(thread * left)
             while left > 0:
