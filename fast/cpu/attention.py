@@ -6,16 +6,17 @@ how the keys came into the cache. Keys and values in float16 are widened as they
 """
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 
 from assay.fast.cpu import simd
-from assay.fast.cpu.cache import LANES, LayerCache
+from assay.fast.cpu.cache import LANES, LayerCache, Slots
 from assay.fast.cpu.decode import float_at, half_at
 from assay.fast.cpu.elementwise import exp
 from assay.fast.cpu.heads import COUNTS, add_weighted_values, scores_of_block
 from assay.fast.cpu.jit import Address, inlined, kernel, parallel_kernel, prange
-from assay.fast.cpu.phases import call_at
+from assay.fast.cpu.phases import address, call_at, codes_at
 
 RUN = 64  # keys whose weighted values are summed before the sum is added to the others: few roundings in a chain
 TOGETHER = max(COUNTS)  # query heads that make a job
@@ -115,15 +116,18 @@ ATTEND_SOME = Address(attend_some)
 
 
 @parallel_kernel
-def _attend(run, q, T, H, C, slots, start, length, window, sink_H, out):
-    G = H // slots.heads
-    for job in prange(T * slots.heads * ((G + TOGETHER - 1) // TOGETHER)):
-        i = np.int64(job) % T
-        t = i // 2 if i % 2 == 0 else T - 1 - i // 2  # threads share queries of few and of many keys
-        head, h, some = heads_of_job(np.int64(job) // T, G)
-        last = length + t
+def _attend(run, q, past_P, position_P, pasts, K, half, H, C, window, sink_H, out):
+    P, G = len(position_P), H // K
+    for job in prange(P * K * ((G + TOGETHER - 1) // TOGETHER)):
+        i = np.int64(job) % P
+        p = i // 2 if i % 2 == 0 else P - 1 - i // 2  # threads share queries of few and of many keys
+        head, h, some = heads_of_job(np.int64(job) // P, G)
+        k, v, blocks, start = pasts[past_P[p]]
+        size = blocks * LANES * K * C * (2 if half else 4)
+        slots = Slots(codes_at(k, size), codes_at(v, size), blocks, K, half)
+        last = position_P[p]
         first = max(np.int64(0), last + 1 - window)  # the window counts the query's own position
-        call_at(run, (q, (t * H + h) * C, C, sink_H, h, some, slots, start, first, last, head, out))
+        call_at(run, (q, (p * H + h) * C, C, sink_H, h, some, slots, start, first, last, head, out))
 
 
 def attend(
@@ -133,10 +137,27 @@ def attend(
 
     Query head h reads key head h // G. A sink of -inf is none. The cache's length stays as it is.
     """
-    T, H, C = q_THC.shape
-    q, out_THC = np.ascontiguousarray(q_THC).reshape(-1), np.empty(q_THC.shape, np.float32)
-    slots = layer.with_chunk(k_TKC, v_TKC)
-    past, out = slots.in_bytes(), out_THC.reshape(-1)
-    run = ATTEND_SOME.of((q, 0, C, sink_H, 0, 0, past, slots.start, 0, 0, 0, out))
-    _attend(run, q, T, H, C, past, slots.start, layer.length, layer.window, sink_H, out)
-    return out_THC
+    return attend_each(q_THC, k_TKC, v_TKC, [slice(0, len(q_THC))], [layer], sink_H)
+
+
+def attend_each(
+    q_PHC: np.ndarray,
+    k_PKC: np.ndarray,
+    v_PKC: np.ndarray,
+    pieces: Sequence[slice],
+    layers: Sequence[LayerCache],
+    sink_H: np.ndarray,
+) -> np.ndarray:
+    """`attend` of several sequences, each the piece of the rows that is its own, with a past of its own: [P,H,C]."""
+    P, H, C = q_PHC.shape
+    q, out_PHC = np.ascontiguousarray(q_PHC).reshape(-1), np.empty(q_PHC.shape, np.float32)
+    held = [layer.with_chunk(k_PKC[piece], v_PKC[piece]) for piece, layer in zip(pieces, layers, strict=True)]
+    pasts = np.array([(address(slots.k), address(slots.v), len(slots.k), slots.start) for slots in held], np.int64)
+    past_P, position_P = np.empty(P, np.int64), np.empty(P, np.int64)
+    for number, (piece, layer) in enumerate(zip(pieces, layers, strict=True)):
+        past_P[piece] = number
+        position_P[piece] = np.arange(layer.length, layer.length + piece.stop - piece.start)
+    one, out = held[0].in_bytes(), out_PHC.reshape(-1)
+    run = ATTEND_SOME.of((q, 0, C, sink_H, 0, 0, one, 0, 0, 0, 0, out))
+    _attend(run, q, past_P, position_P, pasts, one.heads, one.half, H, C, layers[0].window, sink_H, out)
+    return out_PHC

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from assay.fast.cpu import jit
-from assay.fast.cpu.attention import attend
+from assay.fast.cpu.attention import attend_each
 from assay.fast.cpu.cache import CpuCache, LayerCache
 from assay.fast.cpu.engine import CpuModel, KeyValue, Tables, dense, mixture_of_experts
 from assay.fast.cpu.groups import one_group
@@ -38,7 +38,10 @@ def forward_batch(model: CpuModel, rows: Sequence[np.ndarray], caches: Sequence[
         ends = np.cumsum([len(row) for row in token_rows])
         logits_BV = _head(model, x_PD[ends - 1])
     for row, end, cache in zip(token_rows, ends, caches, strict=True):
-        _keep(cache, fresh, slice(end - len(row), end))
+        if len(row) == 1:
+            cache.count_one()
+        else:
+            _keep(cache, fresh, slice(end - len(row), end))
     return logits_BV
 
 
@@ -101,9 +104,7 @@ def _attention(
     projected = project((layer.q, layer.k, layer.v), one_group(P), x_PD)
     q_PHC, k_PKC, v_PKC = (y.reshape(P, -1, C) for y in projected)
     q_PHC, k_PKC = apply_rope(q_PHC, *tables), apply_rope(k_PKC, *tables)
-    heads_PHC = np.empty_like(q_PHC)
-    for piece, past in zip(pieces, pasts, strict=True):
-        heads_PHC[piece] = attend(q_PHC[piece], k_PKC[piece], v_PKC[piece], past, layer.sinks)
+    heads_PHC = attend_each(q_PHC, k_PKC, v_PKC, pieces, pasts, layer.sinks)
     return layer.o(heads_PHC.reshape(P, -1)), (k_PKC, v_PKC)
 
 

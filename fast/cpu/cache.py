@@ -131,3 +131,8 @@ class CpuCache:
     def length(self) -> int:
         """Positions held."""
         return self.layers[-1].length
+
+    def count_one(self) -> None:
+        """Keep the one token whose keys and values were written behind those held, where they stay."""
+        for layer in self.layers:
+            layer.length += 1

@@ -77,8 +77,7 @@ class CpuModel:
             show = _showing(tap)
             for name, array in shown(self.config, taps):
                 show(name, array)
-        for past in cache.layers:
-            past.length += 1
+        cache.count_one()
         return logits_TV
 
     def _forward(self, token_T: np.ndarray, cache: CpuCache, tap: Observer) -> np.ndarray:

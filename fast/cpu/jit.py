@@ -132,8 +132,7 @@ class Address:
 def _layout(argument: Any) -> Any:
     """What Numba's type of an argument depends on."""
     if isinstance(argument, np.ndarray):
-        flags = argument.flags
-        return argument.dtype, argument.ndim, flags.c_contiguous, flags.f_contiguous, flags.writeable, flags.aligned
+        return argument.dtype, argument.ndim, argument.flags.num
     return tuple(map(_layout, argument)) if isinstance(argument, tuple) else type(argument)
 
 

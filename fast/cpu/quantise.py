@@ -22,7 +22,7 @@ SUPERBLOCK = 256
 PANEL = 12  # columns at most
 LINE = 64  # bytes of a cache line, and of a vector
 STRIP = 8  # blocks of 32 that are rounded at a time: a superblock
-MANY = 1 << 16  # inputs from which on several threads share the rounding
+MANY = 1 << 15  # inputs from which on several threads share the rounding
 
 MAGNITUDE = np.int32(0x7FFFFFFF)
 NO_ROWS = np.zeros(64, np.int64)  # of a lone column: its input and its result are row 0

@@ -7,7 +7,7 @@ from assay.fast.cpu.cache import CpuCache, empty_slots
 from assay.fast.cpu.decode import decode_row
 from assay.fast.cpu.jit import Address, address_of, kernel
 from assay.fast.cpu.linear import rows_times_one
-from assay.fast.cpu.phases import bytes_at, codes_at, floats_at, int32s_at, int64s_at
+from assay.fast.cpu.phases import address, bytes_at, codes_at, floats_at, int32s_at, int64s_at
 from assay.fast.cpu.products import IN_REGISTERS, ROWS_BY_TILE, ROWS_IN_REGISTERS
 from assay.fast.cpu.quantise import BLOCK, NO_ROWS, Panels, empty_columns, quantise_column
 from assay.fast.cpu.rows import Rows
@@ -50,11 +50,6 @@ MODEL = np.dtype(
 )
 PAST = np.dtype([(name, np.int64) for name in ("k", "v", "blocks", "window", "half")])
 PANELS = np.dtype([(part + field, np.int64) for part in Panels._fields for field in ("", "_size")])
-
-
-def address(array: np.ndarray) -> int:
-    assert array.flags.c_contiguous
-    return array.ctypes.data
 
 
 def _rows(rows: Rows) -> tuple[int, ...]:

@@ -15,6 +15,7 @@ from assay.fast.cpu.decode import float_to_half
 from assay.fast.cpu.jit import CHECKED, address_of, get_num_threads, kernel, leaf, parallel_kernel, prange
 from assay.fast.cpu.ops import choose, clamped_swiglu_of, norm_row, rope_head, swiglu_of, weigh, weighted_row
 from assay.fast.cpu.phases import (
+    address,
     call_at,
     codes_at,
     finish,
@@ -29,7 +30,6 @@ from assay.fast.cpu.quantise import NO_ROWS, Panels, empty_columns
 from assay.fast.cpu.records import (
     PANELS,
     PAST,
-    address,
     bias_of,
     layer_records,
     model_record,

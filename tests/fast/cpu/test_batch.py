@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from assay.fast.cpu import CpuModel
-from assay.fast.cpu.batch import forward_batch
+from assay.fast.cpu.batch import forward_batch, forward_some
 from tests.checkpoint_files import CHECKPOINTS, opened
 from tests.fast.models import gpt_oss_config, llama_config, random_model
 
@@ -55,6 +55,21 @@ def test_windows_that_the_sequences_cross_at_different_steps(config) -> None:
 def test_a_float16_cache() -> None:
     config = gpt_oss_config()
     assert_batch_is_one_by_one(CpuModel(config, random_model(config, seed=2), mode="exact-f16"), same_bits=True)
+
+
+@pytest.mark.parametrize("kept", [0, 1, 3, 14])
+def test_of_a_pass_only_some_tokens_stay(kept: int) -> None:
+    """Fourteen more are more than the 16 slots of a window of five can spare: the ring is unrolled for them."""
+    config = llama_config(sliding_window=5)
+    model = CpuModel(config, random_model(config, seed=2))
+    token_T = np.random.default_rng(3).integers(0, config.vocab_size, 30)
+    some, plain = model.new_cache(), model.new_cache()
+    model.forward(token_T[:7], cache=some)
+    forward_some(model, token_T[7:21], some, lambda logits: kept)
+    model.forward(token_T[: 7 + kept], cache=plain)
+    for token in token_T[21:]:
+        got, want = (model.forward([token], cache=cache) for cache in (some, plain))
+        np.testing.assert_array_equal(got, want)
 
 
 def test_q8_agrees_within_its_own_rounding() -> None:
