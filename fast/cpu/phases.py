@@ -18,14 +18,15 @@ from numba.np.arrayobj import populate_array
 from assay.fast.cpu.jit import leaf
 from assay.fast.cpu.simd import intrinsic
 
-LINE = 16  # integers between the two counters: two lines of the cache, for lines are fetched in pairs
+LINE = 16  # integers between two counters: two lines of the cache, for lines are fetched in pairs
+TAKEN, DONE = 0, 1  # which counter of a run of phases is that of the jobs taken, and of those done
 SPINS = 4096  # looks at the counter before the processor is offered to others; some 50 us
 X86 = platform.machine().lower() in ("x86_64", "amd64")
 
 
-def new_counters() -> np.ndarray:
-    """The next job's number, and how many are done: int64."""
-    return np.zeros(2 * LINE, np.int64)
+def new_counters(n: int) -> np.ndarray:
+    """n counters, int64: those of a run of phases are two."""
+    return np.zeros(n * LINE, np.int64)
 
 
 @intrinsic
@@ -69,16 +70,16 @@ _yield = _calling("sched_yield" if hasattr(os, "sched_yield") else None, ir.IntT
 
 
 @leaf
-def take(counters):
-    """The number of the next job that nobody has."""
-    return _fetch_add(counters, 0)
+def take(counters, number):
+    """The next job that nobody has, by one of the counters."""
+    return _fetch_add(counters, number * LINE)
 
 
 @leaf
 def wait(counters, done):
     """Until so many jobs are done."""
     spins = 0
-    while _load(counters, LINE) < done:
+    while _load(counters, DONE * LINE) < done:
         spins += 1
         _pause()
         if spins > SPINS:
@@ -88,7 +89,7 @@ def wait(counters, done):
 @leaf
 def finish(counters):
     """Count a job as done."""
-    _fetch_add(counters, LINE)
+    _fetch_add(counters, DONE * LINE)
 
 
 def address(array: np.ndarray) -> int:

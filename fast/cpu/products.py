@@ -11,7 +11,7 @@ from assay.fast.cpu import dots, lanes
 from assay.fast.cpu.groups import Groups
 from assay.fast.cpu.jit import Address, get_num_threads, kernel, leaf, parallel_kernel, prange
 from assay.fast.cpu.layouts import BIASED, LAYOUTS
-from assay.fast.cpu.phases import call_at
+from assay.fast.cpu.phases import call_at, new_counters, take
 from assay.fast.cpu.quantise import BLOCK, GRAINS, LINE, PANEL, Panels, panel_width
 from assay.fast.cpu.rows import (
     AFFINE4,
@@ -43,6 +43,7 @@ for _kind in (Q4_K, Q5_K, Q6_K):
 REGISTERS = (MXFP4_SPLIT, Q8_0, Q4_1)  # the kinds that are decoded there
 IN_REGISTERS = np.isin(np.arange(max(LAYOUTS) + 1), REGISTERS)
 FEWEST = max(LAYOUTS[kind].together for kind in REGISTERS)  # blocks that such a tile has at least
+TILES = 12  # of 16 rows that a thread takes at a time
 NEAR = 8  # panels that stay in the second cache while the rows pass by
 HAS_BIAS = np.isin(np.arange(max(LAYOUTS) + 1), BIASED)
 
@@ -222,19 +223,34 @@ def rows_by_panel(rows, first_row, first, count, p, begin, end, y_row, bias, y):
 ROWS_BY_TILE, ROWS_BY_PANEL, ROWS_IN_REGISTERS = map(Address, (rows_by_tile, rows_by_panel, rows_in_registers))
 
 
+@leaf
+def some_shares(at, rows, groups, panels, thread, threads, counters, bias, y):
+    """What one thread does of a product: shares of the matrices' rows, first its own, which lie one behind the other.
+
+    What the others have not begun by then it takes from them: a thread may be slow, or come late.
+    """
+    O = y.shape[1]  # noqa: E741
+    tiles = (O + ROWS - 1) // ROWS
+    shares = (tiles + TILES - 1) // TILES
+    jobs = shares * len(groups.matrix)
+    for turn in range(threads):
+        owner = (thread + turn) % threads
+        first_job, end_job = jobs * owner // threads, jobs * (owner + 1) // threads
+        job = first_job + take(counters, owner)
+        while job < end_job:
+            e, share = job // shares, job % shares
+            first, end = tiles * share // shares * ROWS, min(tiles * (share + 1) // shares * ROWS, O)
+            matrix, last_panel = groups.matrix[e], panels.first_panel[e + 1]
+            for k in range(panels.first_panel[e], last_panel, NEAR):
+                some = (panels, k, min(k + NEAR, last_panel))
+                call_at(at, (rows, matrix * O, first, end - first, *some, groups.y_row, bias[matrix], y))
+            job = first_job + take(counters, owner)
+
+
 @parallel_kernel
-def _product(at, rows, groups, panels, shares, bias, y):
-    E, O = len(groups.matrix), y.shape[1]  # noqa: E741
-    # each thread has one share of every group's rows: as many jobs as that, for each hands its arrays over anew
-    size = ((O + ROWS - 1) // ROWS + shares - 1) // shares * ROWS
-    for job in prange(shares * E):
-        e, first = np.int64(job) % E, np.int64(job) // E * size
-        count = min(size, O - first)
-        if count > 0:
-            matrix, begin, end = groups.matrix[e], panels.first_panel[e], panels.first_panel[e + 1]
-            for k in range(begin, end, NEAR):
-                some = (panels, k, min(k + NEAR, end))
-                call_at(at, (rows, matrix * O, first, count, *some, groups.y_row, bias[matrix], y))
+def _product(at, rows, groups, panels, threads, counters, bias, y):
+    for thread in prange(threads):
+        some_shares(at, rows, groups, panels, np.int64(thread), threads, counters, bias, y)
 
 
 def product(rows: Rows, groups: Groups, panels: Panels, bias_NO: np.ndarray) -> np.ndarray:
@@ -243,5 +259,6 @@ def product(rows: Rows, groups: Groups, panels: Panels, bias_NO: np.ndarray) -> 
     in_registers = IN_REGISTERS[rows.kind] and rows.columns // BLOCK >= FEWEST and y.shape[1] >= ROWS
     run = ROWS_BY_PANEL if in_registers else ROWS_BY_TILE
     at = run.of((rows, 0, 0, 0, panels, 0, 0, groups.y_row, bias_NO[0], y))
-    _product(at, rows, groups, panels, get_num_threads(), bias_NO, y)
+    threads = get_num_threads()
+    _product(at, rows, groups, panels, threads, new_counters(threads), bias_NO, y)
     return y

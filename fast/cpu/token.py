@@ -15,6 +15,7 @@ from assay.fast.cpu.decode import float_to_half
 from assay.fast.cpu.jit import CHECKED, address_of, get_num_threads, kernel, leaf, parallel_kernel, prange
 from assay.fast.cpu.ops import choose, clamped_swiglu_of, norm_row, rope_head, swiglu_of, weigh, weighted_row
 from assay.fast.cpu.phases import (
+    TAKEN,
     address,
     call_at,
     codes_at,
@@ -255,7 +256,7 @@ def run(schedule, counters, model, layers, past, work, token, position, cos, sin
     """What each thread does: jobs, until there are none."""
     p, last = 0, len(layers) - 1
     while True:
-        number = take(counters)
+        number = take(counters, TAKEN)
         while number >= schedule[p, 1]:
             p += 1
             if p == len(schedule):
@@ -327,7 +328,7 @@ class Workspace:
     """What the passes of one sequence write, one at a time; and where its cache lies."""
 
     def __init__(self, taps: Taps, inputs: tuple[Panels, Panels, Panels]) -> None:
-        self.counters = new_counters()
+        self.counters = new_counters(2)
         self.taps, self._inputs = taps, inputs
         self.work = np.zeros(1, WORK)
         for name, columns in zip(("in_D", "in_HC", "in_F"), inputs, strict=True):

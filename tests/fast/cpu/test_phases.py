@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from assay.fast.cpu.jit import address_of, kernel
-from assay.fast.cpu.phases import call_at, finish, floats_at, new_counters, take, wait
+from assay.fast.cpu.phases import TAKEN, call_at, finish, floats_at, new_counters, take, wait
 
 
 @kernel
@@ -16,7 +16,7 @@ def run(ends, counters, sums):
     """Job j of phase p writes 1 + the sum of what the phase before wrote."""
     p, start = 0, 0
     while True:
-        number = take(counters)
+        number = take(counters, TAKEN)
         while number >= ends[p]:
             start, p = ends[p], p + 1
             if p == len(ends):
@@ -44,7 +44,7 @@ def expected(sizes):
 @given(sizes=st.lists(st.integers(1, 4), min_size=1, max_size=12), threads=st.integers(1, 5))
 def test_every_job_once_and_in_order(sizes, threads):
     """More threads than processors among them, and threads that come when all is done."""
-    counters, sums = new_counters(), np.zeros((len(sizes), 4), np.int64)
+    counters, sums = new_counters(2), np.zeros((len(sizes), 4), np.int64)
     arguments = (np.cumsum(sizes), counters, sums)
     workers = [threading.Thread(target=run, args=arguments) for _ in range(threads - 1)]
     for worker in workers:
