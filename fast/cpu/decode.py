@@ -5,7 +5,8 @@ Each decodes one row, bit for bit as its twin does: products and sums are rounde
 
 import numpy as np
 
-from assay.fast.cpu.jit import kernel, leaf
+from assay.fast.cpu.jit import Address, kernel, leaf
+from assay.fast.cpu.phases import call_at
 from assay.fast.cpu.rows import (
     AFFINE4,
     BF16,
@@ -319,14 +320,17 @@ def decode_row(rows, r, out):
         decode_affine(rows, codes, scales, biases, out)
 
 
+DECODE_ROW = Address(decode_row)
+
+
 @kernel
-def _decode_rows(rows, ids, out):
+def _decode_rows(decode_at, rows, ids, out):
     for i in range(len(ids)):
-        decode_row(rows, ids[i], out[i])
+        call_at(decode_at, (rows, ids[i], out[i]))
 
 
 def decode_rows(rows: Rows, ids: np.ndarray) -> np.ndarray:
     """The rows with these ids, int64 [T], as float32 [T,I]; ids are not checked."""
     out = np.empty((len(ids), rows.columns), np.float32)
-    _decode_rows(rows, ids, out)
+    _decode_rows(DECODE_ROW.of((rows, 0, out.reshape(-1))), rows, ids, out)
     return out

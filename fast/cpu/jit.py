@@ -72,7 +72,7 @@ _DIGEST = _sources_digest()
 
 def _compiled(function: Callable, **options: Any) -> Callable:
     function.__qualname__ = f"{function.__qualname__}_{_DIGEST}"
-    options |= {"nogil": True, "error_model": "numpy", "boundscheck": CHECKED}  # division by zero is inf or NaN
+    options |= {"nogil": True, "error_model": "numpy", "boundscheck": CHECKED, "no_cfunc_wrapper": True}
     try:
         return numba.njit(cache=True, **options)(function)
     except RuntimeError:  # neither __pycache__ nor the user's cache folder is writable

@@ -7,7 +7,7 @@ multiplied with panels of columns. Both take the sum in the same order, so that 
 import numpy as np
 
 from assay.fast.cpu import panels, simd
-from assay.fast.cpu.decode import decode_row
+from assay.fast.cpu.decode import DECODE_ROW
 from assay.fast.cpu.groups import Groups, one_group
 from assay.fast.cpu.jit import Address, inlined, kernel, leaf, parallel_kernel, prange
 from assay.fast.cpu.phases import call_at
@@ -131,8 +131,11 @@ def in_registers(rows):
 
 
 @leaf
-def row_dot(rows, r, x, scratch):
-    """`dot` of row r with x; rows that are not decoded in registers are decoded to the scratch, [columns]."""
+def row_dot(decode_at, rows, r, x, scratch):
+    """`dot` of row r with x; rows that are not decoded in registers are decoded to the scratch, [columns].
+
+    `decode_at` is where `decode_row` lies: it is too much to hold a copy of.
+    """
     kind, at = rows.kind, r * rows.codes_stride
     if kind == MXFP4_SPLIT:
         return block_row_dot(MXFP4_SPLIT, 17, rows.codes, at, x)
@@ -148,21 +151,21 @@ def row_dot(rows, r, x, scratch):
         return plain_row_dot(F16, 2, rows.codes, at, x)
     if kind == F32 and rows.columns % 16 == 0:
         return plain_row_dot(F32, 4, rows.codes, at, x)
-    decode_row(rows, r, scratch)
+    call_at(decode_at, (rows, r, scratch))
     return dot(x, scratch)
 
 
 @kernel
-def rows_times_one(rows, first_row, first, count, x, bias, y):
+def rows_times_one(decode_at, rows, first_row, first, count, x, bias, y):
     """Outputs first .. first + count of one product; `first_row` is the matrix's own first row in the stack."""
-    registers_rows_times_one(rows, first_row, first, count, x, bias, y, np.empty(rows.columns, np.float32))
+    registers_rows_times_one(decode_at, rows, first_row, first, count, x, bias, y, np.empty(rows.columns, np.float32))
 
 
 @leaf
-def registers_rows_times_one(rows, first_row, first, count, x, bias, y, scratch):
+def registers_rows_times_one(decode_at, rows, first_row, first, count, x, bias, y, scratch):
     """`rows_times_one` with a scratch for a decoded row."""
     for r in range(first, first + count):
-        y[r] = row_dot(rows, first_row + r, x, scratch) + bias[r]
+        y[r] = row_dot(decode_at, rows, first_row + r, x, scratch) + bias[r]
 
 
 @inlined
@@ -188,7 +191,7 @@ def lay_out_blocks(kind, nbytes, codes, at, columns, to, panel):
 
 
 @leaf
-def lay_out_row(rows, r, to, panel, scratch):
+def lay_out_row(decode_at, rows, r, to, panel, scratch):
     """Row r decoded and laid out; those that are not decoded in registers are decoded to the scratch, [columns]."""
     kind, at, columns = rows.kind, r * rows.codes_stride, rows.columns
     if kind == MXFP4_SPLIT:
@@ -206,7 +209,7 @@ def lay_out_row(rows, r, to, panel, scratch):
     elif kind == F32 and columns % 16 == 0:
         lay_out_plain(F32, 4, rows.codes, at, columns, to, panel)
     else:
-        decode_row(rows, r, scratch)
+        call_at(decode_at, (rows, r, scratch))
         panels.lay_out(scratch, to, panels.ROWS, 0, panel)
 
 
@@ -223,20 +226,20 @@ def store_totals(totals, x, x_row, y_row, ends, begin, r, bias, y, first):
 
 
 @leaf
-def rows_times_few(rows, first_row, first, count, x, x_row, bias, y, y_row, scratch):
+def rows_times_few(decode_at, rows, first_row, first, count, x, x_row, bias, y, y_row, scratch):
     """Outputs first .. first + count of a few products; `first_row` is the matrix's own first row in the stack."""
     decodes = not in_registers(rows)
     for r in range(first, first + count):
         if decodes:
-            decode_row(rows, first_row + r, scratch)
+            call_at(decode_at, (rows, first_row + r, scratch))
         for p in range(len(x_row)):
             x_I = x[x_row[p]]
-            total = dot(x_I, scratch) if decodes else row_dot(rows, first_row + r, x_I, scratch)
+            total = dot(x_I, scratch) if decodes else row_dot(decode_at, rows, first_row + r, x_I, scratch)
             y[y_row[p], r] = total + bias[r]
 
 
 @kernel
-def linear_tile(rows, groups, e, x, columns_at, columns, biases, y, first):
+def linear_tile(decode_at, rows, groups, e, x, columns_at, columns, biases, y, first):
     """Outputs first .. first + TILE of a group's products.
 
     Inputs that are worth it stand in panels too, from place `columns_at` of `columns` on.
@@ -251,13 +254,13 @@ def linear_tile(rows, groups, e, x, columns_at, columns, biases, y, first):
     count, I, many = min(TILE, y.shape[1] - first), rows.columns, panels.in_panels(len(x_row))  # noqa: E741
     row, whole, panel = np.empty(I, np.float32), I // 16, 16 * (I // 16) * panels.ROWS
     if many < len(x_row):
-        rows_times_few(rows, first_row, first, count, x, x_row[many:], bias, y, y_row[many:], row)
+        rows_times_few(decode_at, rows, first_row, first, count, x, x_row[many:], bias, y, y_row[many:], row)
     if many == 0:
         return
     tile, ends = np.empty(TILE // panels.ROWS * panel, np.float32), np.empty((TILE, 16), np.float32)
     for r in range(TILE):  # beyond the last row that again
         to = r // panels.ROWS * panel + 16 * (r % panels.ROWS)
-        lay_out_row(rows, first_row + first + min(r, count - 1), to, tile, row)
+        lay_out_row(decode_at, rows, first_row + first + min(r, count - 1), to, tile, row)
         for i in range(16 * whole, I):
             ends[r, i % 16] = row[i]
     sums = np.empty(TILE * panels.COLUMNS * panels.PARTS * 16, np.float32)
@@ -291,7 +294,7 @@ def places_of_panels(groups, whole):
 
 
 @parallel_kernel
-def _grouped_linear(tile_at, rows, groups, x, bias, y):
+def _grouped_linear(tile_at, decode_at, rows, groups, x, bias, y):
     E = len(groups.matrix)
     tiles = (y.shape[1] + TILE - 1) // TILE
     places = places_of_panels(groups, x.shape[1] // 16)
@@ -303,7 +306,7 @@ def _grouped_linear(tile_at, rows, groups, x, bias, y):
         # neighbouring jobs belong to different groups: each thread gets an equal share of every group
         e = np.int64(job) % E
         first = np.int64(job) // E * TILE
-        call_at(tile_at, (rows, groups, e, x, places[e], columns, bias, y, first))
+        call_at(tile_at, (decode_at, rows, groups, e, x, places[e], columns, bias, y, first))
 
 
 def grouped_linear(rows: Rows, groups: Groups, x: np.ndarray, bias_NO: np.ndarray) -> np.ndarray:
@@ -314,8 +317,9 @@ def grouped_linear(rows: Rows, groups: Groups, x: np.ndarray, bias_NO: np.ndarra
     """
     assert x.shape[1] == rows.columns
     y = np.empty((len(groups.y_row), bias_NO.shape[1]), np.float32)
-    tile_at = LINEAR_TILE.of((rows, groups, 0, x, 0, y[0], bias_NO, y, 0))
-    _grouped_linear(tile_at, rows, groups, x, bias_NO, y)
+    decode_at = DECODE_ROW.of((rows, 0, y[0]))
+    tile_at = LINEAR_TILE.of((decode_at, rows, groups, 0, x, 0, y[0], bias_NO, y, 0))
+    _grouped_linear(tile_at, decode_at, rows, groups, x, bias_NO, y)
     return y
 
 

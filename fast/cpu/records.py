@@ -4,7 +4,7 @@ import numpy as np
 
 from assay.fast.cpu.attention import attend_some
 from assay.fast.cpu.cache import CpuCache, empty_slots
-from assay.fast.cpu.decode import decode_row
+from assay.fast.cpu.decode import DECODE_ROW
 from assay.fast.cpu.jit import Address, address_of, kernel
 from assay.fast.cpu.linear import rows_times_one
 from assay.fast.cpu.phases import address, bytes_at, codes_at, floats_at, int32s_at, int64s_at
@@ -25,7 +25,7 @@ ROWS = np.dtype(
     ]
 )
 ROWS_TIMES_ONE, QUANTISE_COLUMN = Address(rows_times_one), Address(quantise_column)
-KERNELS = ("rows_in_registers", "rows_by_tile", "rows_times_one", "quantise_column")  # and where they lie
+KERNELS = ("rows_in_registers", "rows_by_tile", "rows_times_one", "decode_row", "quantise_column")  # and where they lie
 # `column`: which of the quantised inputs it takes; `prepares`: whether those are to be formed for it, or are there
 MATRIX = np.dtype(
     [
@@ -70,7 +70,8 @@ def _kernels(rows: Rows) -> tuple[int, ...]:
         bool(IN_REGISTERS[rows.kind]),
         ROWS_IN_REGISTERS.of((*some, columns, place, x, x)),
         ROWS_BY_TILE.of((*some, columns, place, place, NO_ROWS, x, x[None])),
-        ROWS_TIMES_ONE.of((*some, x, x, x)),
+        ROWS_TIMES_ONE.of((place, *some, x, x, x)),
+        DECODE_ROW.of((rows, place, x)),
         QUANTISE_COLUMN.of((x, place, place, columns)),
     )
 
@@ -113,7 +114,7 @@ def model_record(config: Config, weights: Weights) -> np.ndarray:
     record["C"], record["A"], record["N"] = config.head_dim, 1, 0
     vector, place = np.zeros(1, np.float32), np.int64(0)
     slots = empty_slots(1, 1, 1, np.dtype(np.float32))
-    record["decode_row"] = address_of(decode_row, (weights.embed.rows, place, vector))
+    record["decode_row"] = DECODE_ROW.of((weights.embed.rows, place, vector))
     queries = (vector, place, place, vector, place, place)
     record["attend_some"] = address_of(attend_some, (*queries, slots.in_bytes(), *[place] * 4, vector))
     if isinstance(config, GptOssConfig):

@@ -83,7 +83,7 @@ def project(matrix, i, first, last, x, inputs, column, y):
     rows, count, n = rows_of(matrix.rows), last - first, matrix.outputs
     bias = bias_of(matrix)[i * n : (i + 1) * n]
     if not matrix.quantised:
-        call_at(matrix.rows_times_one, (rows, i * n, first, count, x, bias, y))
+        call_at(matrix.rows_times_one, (matrix.decode_row, rows, i * n, first, count, x, bias, y))
     elif matrix.in_registers:
         call_at(matrix.rows_in_registers, (rows, i * n, first, count, inputs, column, bias, y))
     else:
