@@ -15,7 +15,7 @@ from assay.fast.cpu.cache import LANES, LayerCache, Slots
 from assay.fast.cpu.decode import float_at, half_at
 from assay.fast.cpu.elementwise import exp
 from assay.fast.cpu.heads import COUNTS, add_weighted_values, scores_of_block
-from assay.fast.cpu.jit import Address, inlined, kernel, parallel_kernel, prange
+from assay.fast.cpu.jit import Address, inlined, kernel, parallel_kernel, piece, prange
 from assay.fast.cpu.phases import address, call_at, codes_at
 
 RUN = 64  # keys whose weighted values are summed before the sum is added to the others: few roundings in a chain
@@ -59,7 +59,7 @@ def soften(weights, before, end, sink):
     return np.float32(1) / (simd.sum_floats(total) + exp(np.float32(sink) - largest))
 
 
-@kernel
+@piece
 def attend_heads(q, at, C, sinks, h, heads, slots, start, first, last, head, out):
     """Query heads h and after, 1, 2 or 4, of one key head over the keys of positions first .. last.
 

@@ -5,7 +5,7 @@ Each decodes one row, bit for bit as its twin does: products and sums are rounde
 
 import numpy as np
 
-from assay.fast.cpu.jit import Address, kernel, leaf
+from assay.fast.cpu.jit import Address, kernel, leaf, piece
 from assay.fast.cpu.phases import call_at
 from assay.fast.cpu.rows import (
     AFFINE4,
@@ -96,7 +96,7 @@ def e2m1(code):
     return float_of_bits(np.uint32(bits) | np.uint32(code & 8) << np.uint32(28))
 
 
-@kernel
+@piece
 def decode_float32(codes, out):
     """Twin of `floats.F32`. A loop: for an assignment to a slice Numba would compile two seconds of error text."""
     values = codes.view(np.float32)
@@ -104,7 +104,7 @@ def decode_float32(codes, out):
         out[i] = values[i]
 
 
-@kernel
+@piece
 def decode_float16(codes, out):
     """Twin of `floats.F16`."""
     halves = codes.view(np.uint16)
@@ -112,7 +112,7 @@ def decode_float16(codes, out):
         out[i] = half_to_float(np.uint32(halves[i]))
 
 
-@kernel
+@piece
 def decode_bfloat16(codes, out):
     """Twin of `floats.BF16`: the upper half of a float32."""
     uppers, bits = codes.view(np.uint16), out.view(np.uint32)
@@ -120,7 +120,7 @@ def decode_bfloat16(codes, out):
         bits[i] = np.uint32(uppers[i]) << np.uint32(16)
 
 
-@kernel
+@piece
 def decode_q8_0(codes, out):
     """Twin of `ggml.Q8_0`: d q."""
     n = len(out) // 32
@@ -132,7 +132,7 @@ def decode_q8_0(codes, out):
             y[b, j] = d * np.float32(integers[b, 2 + j])
 
 
-@kernel
+@piece
 def decode_q4_0(codes, out):
     """Twin of `ggml.Q4_0`: d (q - 8), low nibbles first, then the high ones."""
     n = len(out) // 32
@@ -144,7 +144,7 @@ def decode_q4_0(codes, out):
             y[b, j + 16] = d * (np.float32(blocks[b, 2 + j] >> 4) - np.float32(8))
 
 
-@kernel
+@piece
 def decode_q4_1(codes, out):
     """Twin of `ggml.Q4_1`: d q + m, low nibbles first, then the high ones."""
     n = len(out) // 32
@@ -156,7 +156,7 @@ def decode_q4_1(codes, out):
             y[b, j + 16] = d * np.float32(blocks[b, 4 + j] >> 4) + m
 
 
-@kernel
+@piece
 def decode_q5(codes, minimum, out):
     """Twin of `ggml.Q5_0`, d (q - 16), and with a `minimum` of `ggml.Q5_1`, d q + m; fifth bits precede the nibbles."""
     n = len(out) // 32
@@ -170,7 +170,7 @@ def decode_q5(codes, minimum, out):
             y[b, j] = d * np.float32(code) + m if minimum else d * (np.float32(code) - np.float32(16))
 
 
-@kernel
+@piece
 def six_bit_pair(block, s):
     """Scale and minimum number s of eight, from the 12 bytes after d and dmin; twin of `kquants.six_bit_pairs`."""
     if s < 4:
@@ -179,7 +179,7 @@ def six_bit_pair(block, s):
     return np.float32(last & 15 | block[s] >> 6 << 4), np.float32(last >> 4 | block[4 + s] >> 6 << 4)
 
 
-@kernel
+@piece
 def decode_q4_k_or_q5_k(codes, fifth, out):
     """Twin of `kquants.Q4_K`, and with a `fifth` bit to each code of `kquants.Q5_K`: d s q - dmin m."""
     n = len(out) // 256
@@ -197,7 +197,7 @@ def decode_q4_k_or_q5_k(codes, fifth, out):
                 y[b, 32 * s + i] = scale * np.float32(code) - minimum
 
 
-@kernel
+@piece
 def decode_q6_k(codes, out):
     """Twin of `kquants.Q6_K`: d s (q - 32), 16 elements to a scale."""
     n = len(out) // 256
@@ -214,7 +214,7 @@ def decode_q6_k(codes, out):
                 y[b, 32 * run + i] = scale * (np.float32(low | high << 4) - np.float32(32))
 
 
-@kernel
+@piece
 def decode_mxfp4_split(codes, out):
     """Twin of `ggml.MXFP4_BLOCKS`: the scale's byte, then low nibbles first, then the high ones."""
     n = len(out) // 32
@@ -226,7 +226,7 @@ def decode_mxfp4_split(codes, out):
             y[b, j + 16] = scale * e2m1(blocks[b, 1 + j] >> 4)
 
 
-@kernel
+@piece
 def decode_mxfp4_adjacent(codes, scales, out):
     """Twin of `mx.MXFP4`: elements 2j and 2j + 1 in byte j, low nibble first."""
     n = len(scales)
@@ -238,7 +238,7 @@ def decode_mxfp4_adjacent(codes, scales, out):
             y[b, 2 * j + 1] = scale * e2m1(blocks[b, j] >> 4)
 
 
-@kernel
+@piece
 def decode_affine4(codes, scales, biases, out):
     """Twin of `mlx.AffineGroups` with 4 bits: s q + b, low nibble first; scales and biases are float32."""
     n = len(scales)
@@ -251,7 +251,7 @@ def decode_affine4(codes, scales, biases, out):
             y[g, 2 * j + 1] = s * np.float32(groups[g, j] >> 4) + b
 
 
-@kernel
+@piece
 def decode_affine8(codes, scales, biases, out):
     """Twin of `mlx.AffineGroups` with 8 bits: s q + b; scales and biases are float32."""
     n = len(scales)
@@ -263,7 +263,7 @@ def decode_affine8(codes, scales, biases, out):
             y[g, i] = s * np.float32(groups[g, i]) + b
 
 
-@kernel
+@piece
 def decode_floats(kind, codes, out):
     """Plain elements: F32, F16 or BF16."""
     if kind == F32:
@@ -274,7 +274,7 @@ def decode_floats(kind, codes, out):
         decode_bfloat16(codes, out)
 
 
-@kernel
+@piece
 def decode_affine(rows, codes, scales, biases, out):
     """Widen the scales and biases of a row of MLX's affine groups, and decode it."""
     s, b = np.empty(rows.groups, np.float32), np.empty(rows.groups, np.float32)
@@ -286,7 +286,7 @@ def decode_affine(rows, codes, scales, biases, out):
         decode_affine8(codes, s, b, out)
 
 
-@kernel
+@piece
 def row_bytes(data, stride, length, r):
     """The bytes of row r of one part."""
     return data[r * stride : r * stride + length]

@@ -10,12 +10,18 @@ import hashlib
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numba
 import numpy as np
 from numba import get_num_threads, prange
+from numba.core.codegen import JITCodeLibrary
+from numba.core.compiler import CompilerBase, DefaultPassBuilder
+from numba.core.compiler_machinery import register_pass
+from numba.core.registry import CPUDispatcher
+from numba.core.typed_passes import NativeLowering
 
 from assay.fast.cpu.simd import CHECKED, LANE
 
@@ -27,7 +33,9 @@ __all__ = [
     "inlined",
     "kernel",
     "leaf",
+    "leaf_kernel",
     "parallel_kernel",
+    "piece",
     "prange",
     "threads",
 ]
@@ -68,33 +76,103 @@ def _sources_digest() -> str:
 
 
 _DIGEST = _sources_digest()
+# division by zero is inf or NaN; no kernel is handed on as a C callback
+_OPTIONS = {"nogil": True, "error_model": "numpy", "boundscheck": CHECKED, "no_cfunc_wrapper": True}
 
 
 def _compiled(function: Callable, **options: Any) -> Callable:
     function.__qualname__ = f"{function.__qualname__}_{_DIGEST}"
-    options |= {"nogil": True, "error_model": "numpy", "boundscheck": CHECKED, "no_cfunc_wrapper": True}
     try:
-        return numba.njit(cache=True, **options)(function)
+        return numba.njit(cache=True, **_OPTIONS, **options)(function)
     except RuntimeError:  # neither __pycache__ nor the user's cache folder is writable
-        return numba.njit(**options)(function)
+        return numba.njit(**_OPTIONS, **options)(function)
+
+
+def _piece(function: Callable, **options: Any) -> Callable:
+    jitted = numba.njit(pipeline_class=_PieceCompiler, **_OPTIONS, **options)(function)
+    jitted.__class__ = _Piece
+    return jitted
+
+
+class _Piece(CPUDispatcher):
+    """A function of which no machine code is made, but as part of what calls it."""
+
+    def add_overload(self, compiled: Any) -> None:
+        """Without what Python would call."""
+        self.overloads[compiled.signature.args] = compiled
+
+    def __call__(self, *arguments: Any) -> Any:
+        """From Python, as tests do: by a kernel of its own."""
+        return _kernel_of(self.py_func)(*arguments)
+
+
+@cache
+def _kernel_of(function: Callable) -> Callable:
+    return _compiled(function)
+
+
+class _PieceLibrary(JITCodeLibrary):
+    """Code that is optimised and translated as part of what calls it, and not on its own."""
+
+    def _optimize_final_module(self) -> None:
+        pass
+
+    def _finalize_final_module(self) -> None:
+        self._finalized = True
+
+    def get_pointer_to_function(self, name: str) -> int:
+        raise TypeError(f"{name} is a piece of kernels: it lies nowhere")
+
+
+@register_pass(mutates_CFG=True, analysis_only=False)
+class _PieceLowering(NativeLowering):
+    """To LLVM's code, without the wrappers for calls from Python and C."""
+
+    _name = "piece_lowering"
+
+    def run_pass(self, state: Any) -> bool:
+        state.flags.no_compile = state.flags.no_cpython_wrapper = True
+        state.library = _PieceLibrary(state.targetctx.codegen(), state.func_id.func_qualname)
+        super().run_pass(state)
+        entry = object()  # what callers find the function by
+        state.targetctx.insert_user_function(entry, state["cr"].fndesc, [state.library])
+        state["cr"] = state["cr"]._replace(cfunc=entry)
+        return True
+
+
+class _PieceCompiler(CompilerBase):
+    def define_pipelines(self) -> list[Any]:
+        pipeline = DefaultPassBuilder.define_nopython_pipeline(self.state)
+        pipeline.passes = [(_PieceLowering if p is NativeLowering else p, what) for p, what in pipeline.passes]
+        return [pipeline]
 
 
 def kernel(function: Callable) -> Callable:
-    """Compile a leaf, or a small serial kernel.
+    """Compile a serial kernel."""
+    return _compiled(function)
+
+
+def leaf_kernel(function: Callable) -> Callable:
+    """Compile a kernel that allocates nothing, so that references to its arrays need not be counted."""
+    return _compiled(function, _nrt=False)
+
+
+def piece(function: Callable) -> Callable:
+    """Compile a piece of kernels: machine code is made of them alone.
 
     Counting references is asked for in so many words: compiled when a `leaf` first calls it, it would go without.
     """
-    return _compiled(function, _nrt=True)
-
-
-def inlined(function: Callable) -> Callable:
-    """Compile a piece that is copied into each caller: its constant arguments choose the code."""
-    return _compiled(function, forceinline=True, _nrt=False)
+    return _piece(function, _nrt=True)
 
 
 def leaf(function: Callable) -> Callable:
-    """Compile a kernel that allocates nothing, so that references to its arrays need not be counted."""
-    return _compiled(function, _nrt=False)
+    """Compile a piece that allocates nothing, so that references to its arrays need not be counted."""
+    return _piece(function, _nrt=False)
+
+
+def inlined(function: Callable) -> Callable:
+    """Compile a leaf that is copied into each caller: its constant arguments choose the code."""
+    return _piece(function, forceinline=True, _nrt=False)
 
 
 def parallel_kernel(function: Callable) -> Callable:

@@ -9,7 +9,7 @@ import numpy as np
 from assay.fast.cpu import panels, simd
 from assay.fast.cpu.decode import DECODE_ROW
 from assay.fast.cpu.groups import Groups, one_group
-from assay.fast.cpu.jit import Address, inlined, kernel, leaf, parallel_kernel, prange
+from assay.fast.cpu.jit import Address, inlined, kernel, leaf, parallel_kernel, piece, prange
 from assay.fast.cpu.phases import call_at
 from assay.fast.cpu.rows import BF16, F16, F32, MXFP4_SPLIT, Q4_0, Q4_1, Q8_0, Rows
 
@@ -283,7 +283,7 @@ def lay_out_group(groups, e, x, columns_at, share, columns):
     panels.lay_out_columns(x, x_row, x.shape[1] // 16, columns_at, share, SHARES, columns)
 
 
-@kernel
+@piece
 def places_of_panels(groups, whole):
     """Where each group's inputs begin among the panels, and where the last one's end: int64 [E+1]."""
     places = np.zeros(len(groups.start), np.int64)

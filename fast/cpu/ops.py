@@ -8,7 +8,7 @@ import math
 import numpy as np
 
 from assay.fast.cpu.elementwise import exp, sigmoid
-from assay.fast.cpu.jit import kernel, leaf
+from assay.fast.cpu.jit import kernel, leaf, leaf_kernel, piece
 from assay.fast.cpu.linear import dot
 
 
@@ -58,7 +58,7 @@ def apply_rope(x_THC: np.ndarray, cos: np.ndarray, sin: np.ndarray) -> np.ndarra
     return y_THC
 
 
-@leaf
+@leaf_kernel
 def swiglu_of(gate_P, up_P, act_P):
     for p in range(len(act_P)):
         act_P[p] = gate_P[p] * sigmoid(gate_P[p]) * up_P[p]
@@ -71,7 +71,7 @@ def swiglu(gate: np.ndarray, up: np.ndarray) -> np.ndarray:
     return act
 
 
-@leaf
+@leaf_kernel
 def clamped_swiglu_of(gate_P, up_P, alpha, limit, act_P):
     for p in range(len(act_P)):
         g, u = gate_P[p], up_P[p]
@@ -92,7 +92,7 @@ def clamped_swiglu(gate: np.ndarray, up: np.ndarray, alpha: float, limit: float)
     return act
 
 
-@kernel
+@piece
 def choose(logits_N, ids_A):
     """Ids of the largest logits."""
     taken = np.zeros(len(logits_N), np.bool_)

@@ -9,7 +9,7 @@ import numpy as np
 
 from assay.fast.cpu import dots, lanes
 from assay.fast.cpu.groups import Groups
-from assay.fast.cpu.jit import Address, get_num_threads, kernel, leaf, parallel_kernel, prange
+from assay.fast.cpu.jit import Address, get_num_threads, kernel, leaf_kernel, parallel_kernel, piece, prange
 from assay.fast.cpu.layouts import BIASED, LAYOUTS
 from assay.fast.cpu.phases import call_at, new_counters, take
 from assay.fast.cpu.quantise import BLOCK, GRAINS, LINE, PANEL, Panels, panel_width
@@ -67,7 +67,7 @@ biased_1, biased_2, biased_4, biased_8, biased_12 = (dots.panel_product(C, 8, Tr
 short_1, short_2, short_4, short_8, short_12 = (dots.panel_product(C, 4, False) for C in (1, 2, 4, 8, 12))
 
 
-@kernel
+@piece
 def decode_sides(rows, place, last, data, begin, n, out):
     """The scales (or biases) of 16 rows' blocks begin .. begin + n, of the encodings that keep them apart."""
     stride = rows.scales_stride
@@ -84,7 +84,7 @@ def decode_sides(rows, place, last, data, begin, n, out):
             halves(data, place + 2 * group, stride, last, out, 16 * b)
 
 
-@kernel
+@piece
 def decode_tile(rows, first, count, begin, n, codes, scales, biases):
     """Blocks begin .. begin + n of 32 of `count` rows, 16 at most, as `dots.panel_product` wants them."""
     kind, stride, last = rows.kind, rows.codes_stride, count - 1
@@ -120,7 +120,7 @@ def decode_tile(rows, first, count, begin, n, codes, scales, biases):
             decode_sides(rows, first * rows.biases_stride, last, rows.biases, begin, n, biases)
 
 
-@kernel
+@piece
 def tile_times_panel(kind, n, codes, scales, biases, p, C, at, out, place):
     """n blocks of a decoded tile times the C columns of a panel from slot `at` on, added to 16 C floats of `out`."""
     if kind == Q6_K:
@@ -186,7 +186,7 @@ def rows_by_tile(rows, first_row, first, count, panels, begin, end, y_row, bias,
                     y_O[start + r] = out[place + r] + bias[start + r]
 
 
-@leaf
+@leaf_kernel
 def rows_in_registers(rows, first_row, first, count, p, k, bias, y):
     """Outputs first .. first + count of one matrix for the column k alone, of the encodings in `IN_REGISTERS`."""
     at, blocks = p.at[k], rows.columns // BLOCK
@@ -201,7 +201,7 @@ def rows_in_registers(rows, first_row, first, count, p, k, bias, y):
         y[r] += bias[r]
 
 
-@leaf
+@leaf_kernel
 def rows_by_panel(rows, first_row, first, count, p, begin, end, y_row, bias, y):
     """`rows_by_tile` of the encodings in `IN_REGISTERS`, of a matrix of 16 rows at least."""
     blocks, stride = rows.columns // BLOCK, rows.codes_stride

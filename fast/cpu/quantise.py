@@ -13,7 +13,7 @@ import numpy as np
 from assay.fast.cpu import rounders
 from assay.fast.cpu.decode import float_of_bits
 from assay.fast.cpu.groups import Groups
-from assay.fast.cpu.jit import kernel, parallel_kernel, prange
+from assay.fast.cpu.jit import kernel, parallel_kernel, piece, prange
 from assay.fast.cpu.layouts import ADJACENT, LAYOUTS, OFFSET, SUPERBLOCKS, UNIT
 from assay.fast.cpu.rows import Q6_K
 
@@ -89,10 +89,10 @@ def width(n: int) -> int:
     return 12 if n > 8 else 8 if n > 4 else 4 if n > 2 else n
 
 
-panel_width = kernel(width)
+panel_width = piece(width)
 
 
-@kernel
+@piece
 def round_to_half(x):
     """The float32 nearest to x >= 0 that is a float16, ties to even."""
     if x >= np.float32(65520):
@@ -102,7 +102,7 @@ def round_to_half(x):
     return np.float32(np.float32(x) + rounder) - rounder
 
 
-@kernel
+@piece
 def block_factor(x, place):
     """What 32 inputs are multiplied by, and the scale that takes it back."""
     largest = rounders.largest_32(x, place)
@@ -113,7 +113,7 @@ def block_factor(x, place):
     return factor, round_to_half(top / np.float32(127))
 
 
-@kernel
+@piece
 def superblock_factor(x, place):
     """The same of 256 inputs."""
     largest = np.int32(0)
@@ -131,7 +131,7 @@ def superblock_factor(x, place):
     return factor, np.float32(1) / factor
 
 
-@kernel
+@piece
 def round_blocks(x, place, kind, begin, end, C, c, at, panels):
     """Blocks begin .. end of 32, not beyond a superblock, of the inputs from `place` on: column c of C."""
     factor = scale = np.float32(0)
@@ -151,7 +151,7 @@ def round_blocks(x, place, kind, begin, end, C, c, at, panels):
             set_block(at + b * C + c, kind, scale, low + high, panels)
 
 
-@kernel
+@piece
 def set_block(i, kind, scale, total, panels):
     """The block's scale, correction and sum."""
     panels.scale[i] = scale * UNITS[kind]
@@ -159,7 +159,7 @@ def set_block(i, kind, scale, total, panels):
     panels.sums[i] = scale * np.float32(total)
 
 
-@kernel
+@piece
 def fill_group(at, blocks, panels):
     """Zeros for the blocks that a column alone lacks to fours."""
     for b in range(blocks, (blocks + 3) // 4 * 4):
@@ -171,7 +171,7 @@ def fill_group(at, blocks, panels):
                 panels.codes[place + 16 * word + i] = 0
 
 
-@kernel
+@piece
 def round_strip(x, x_row, columns, kind, k, begin, panels):
     """A strip of blocks of all columns of panel k."""
     blocks, n = columns // BLOCK, panels.column[k + 1] - panels.column[k]

@@ -5,7 +5,7 @@ import numpy as np
 from assay.fast.cpu.attention import attend_some
 from assay.fast.cpu.cache import CpuCache, empty_slots
 from assay.fast.cpu.decode import DECODE_ROW
-from assay.fast.cpu.jit import Address, address_of, kernel
+from assay.fast.cpu.jit import Address, address_of, piece
 from assay.fast.cpu.linear import rows_times_one
 from assay.fast.cpu.phases import address, bytes_at, codes_at, floats_at, int32s_at, int64s_at
 from assay.fast.cpu.products import IN_REGISTERS, ROWS_BY_TILE, ROWS_IN_REGISTERS
@@ -138,7 +138,7 @@ def past_records(cache: CpuCache) -> np.ndarray:
     return records
 
 
-@kernel
+@piece
 def rows_of(record):
     """A record's rows, for the kernels that take them."""
     return Rows(
@@ -158,13 +158,13 @@ def rows_of(record):
     )
 
 
-@kernel
+@piece
 def bias_of(matrix):
     """A matrix's biases, one row of the stack after the other."""
     return floats_at(matrix.bias, matrix.stack * matrix.outputs)
 
 
-@kernel
+@piece
 def panels_of(record):
     """A record's quantised inputs."""
     return Panels(

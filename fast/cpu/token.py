@@ -12,7 +12,7 @@ import numpy as np
 from assay.fast.cpu.attention import TOGETHER, heads_of_job
 from assay.fast.cpu.cache import LANES, CpuCache, Slots
 from assay.fast.cpu.decode import float_to_half
-from assay.fast.cpu.jit import CHECKED, address_of, get_num_threads, kernel, leaf, parallel_kernel, prange
+from assay.fast.cpu.jit import CHECKED, address_of, get_num_threads, kernel, leaf, parallel_kernel, piece, prange
 from assay.fast.cpu.ops import choose, clamped_swiglu_of, norm_row, rope_head, swiglu_of, weigh, weighted_row
 from assay.fast.cpu.phases import (
     TAKEN,
@@ -75,7 +75,7 @@ class Taps(NamedTuple):
     logits: np.ndarray
 
 
-@kernel
+@piece
 def project(matrix, i, first, last, x, inputs, column, y):
     """Outputs first .. last of matrix i of a stack; from a column of the quantised inputs, if it takes these."""
     if first >= last:
@@ -98,7 +98,7 @@ def prepare(matrix, x, column, inputs):
         call_at(matrix.quantise_column, (x, matrix.rows.kind, column, inputs))
 
 
-@kernel
+@piece
 def queries_keys_values(layer, first, last, x, inputs, q, k, v):
     """Rows first .. last of the three matrices, one below the other."""
     Q, K = layer.q.outputs, layer.k.outputs
@@ -134,7 +134,7 @@ def turn_and_keep(model, past, position, cos, sin, q, k, v, q_rope, k_rope):
         keep(past, K, C, position % (past.blocks * LANES), h, k_rope[part], v[part])
 
 
-@kernel
+@piece
 def attend_group(model, layer, past, position, job, q_rope, out):
     """Some query heads of one key head over what the cache holds, the token itself included."""
     K, C, G = model.K, model.C, model.H // model.K
@@ -146,7 +146,7 @@ def attend_group(model, layer, past, position, job, q_rope, out):
     call_at(model.attend_some, (*queries, slots, np.int64(0), first, position, head, out))
 
 
-@kernel
+@piece
 def gate_and_up(model, layer, job, step, x, inputs, ids, gate, up, act):
     """Part of the gate and up rows of one expert, or of the dense matrices, and their activation."""
     F = model.F
@@ -163,7 +163,7 @@ def gate_and_up(model, layer, job, step, x, inputs, ids, gate, up, act):
         swiglu_of(gate[begin:end], up[begin:end], act[begin:end])
 
 
-@kernel
+@piece
 def down(model, layer, first, last, act, inputs, ids, weights, residual, expert_out, mlp_out, block_out):
     """Some rows of the feed-forward's output and of the block's."""
     D, F = model.D, model.F
@@ -181,13 +181,13 @@ def down(model, layer, first, last, act, inputs, ids, weights, residual, expert_
         block_out[r] = residual[r] + mlp_out[r]
 
 
-@kernel
+@piece
 def tap(work, address, i, width):
     """A layer's row of a tap of so many elements."""
     return floats_at(address + 4 * width * i * work.layer_rows, width)
 
 
-@kernel
+@piece
 def run_job(phase, i, job, step, model, layer, past, work, token, position, cos, sin):
     """One job of a phase of layer i. Views of bare addresses: to count references to arrays would cost more."""
     D, Q, K, AF = model.D, model.H * model.C, model.K * model.C, model.A * model.F
