@@ -13,22 +13,16 @@ def warmup() -> None:
 
     Example: assay warmup
     """
-    import numpy as np
     from rich.progress import Progress
 
     from assay.cli.shared import console, messages
-    from assay.fast.cpu import CpuModel
     from assay.fast.cpu.warmup import run_step, steps
-    from assay.golden.tiny_model import TINY
-    from assay.loaders import open_checkpoint
 
     started, count = time.perf_counter(), len(steps())
     with Progress(console=messages, transient=True) as progress:
-        task = progress.add_task("compiling kernels", total=count + 1)
+        task = progress.add_task("compiling kernels", total=count)
         with ProcessPoolExecutor(min(WORKERS, os.cpu_count() or 1), get_context("spawn")) as pool:
             for step in as_completed([pool.submit(run_step, number) for number in range(count)]):
                 step.result()
                 progress.advance(task)
-        tiny = open_checkpoint(TINY)  # the kernel of a single token, made of all these, serves every model and mode
-        CpuModel(tiny.config, tiny.tensors).forward(np.zeros(1, np.int64))
     console.print(f"kernels ready in {time.perf_counter() - started:.1f} s")

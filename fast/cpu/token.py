@@ -29,6 +29,8 @@ from assay.fast.cpu.phases import (
 )
 from assay.fast.cpu.quantise import NO_ROWS, Panels, empty_columns
 from assay.fast.cpu.records import (
+    LAYER,
+    MODEL,
     PANELS,
     PAST,
     bias_of,
@@ -272,6 +274,13 @@ def run(schedule, counters, model, layers, past, work, token, position, cos, sin
 def _run_on_threads(threads, run_at, schedule, counters, model, layers, past, work, token, position, cos, sin):
     for _ in prange(threads):
         call_at(run_at, (schedule, counters, model, layers, past, work, token, position, cos, sin))
+
+
+def compile_pass() -> None:
+    """Compile what a pass of any model runs."""
+    records, angles = (np.zeros(1, dtype) for dtype in (MODEL, LAYER, PAST, WORK)), np.zeros(1, np.float32)
+    arguments = (np.zeros((1, 5), np.int64), new_counters(), *records, 0, 0, angles, angles)
+    address_of(_run_on_threads, (1, address_of(run, arguments), *arguments))
 
 
 def _rows_a_job(linears: list[Linear], count: int, threads: int) -> int:
