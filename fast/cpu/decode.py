@@ -3,9 +3,11 @@
 Each decodes one row, bit for bit as its twin does: products and sums are rounded separately.
 """
 
+from functools import cache
+
 import numpy as np
 
-from assay.fast.cpu.jit import Address, kernel, leaf, piece
+from assay.fast.cpu.jit import address_of, kernel, leaf, piece
 from assay.fast.cpu.phases import call_at
 from assay.fast.cpu.rows import (
     AFFINE4,
@@ -23,7 +25,10 @@ from assay.fast.cpu.rows import (
     Q6_K,
     Q8_0,
     Rows,
+    encoded_rows,
 )
+from assay.reference import formats
+from assay.reference.weights import Tensor
 
 ONE_HALF = np.uint32(0x3F000000)
 
@@ -320,7 +325,11 @@ def decode_row(rows, r, out):
         decode_affine(rows, codes, scales, biases, out)
 
 
-DECODE_ROW = Address(decode_row)
+@cache
+def decode_row_at() -> int:
+    """Where the machine code of `decode_row` lies: `encoded_rows` answers the same types whatever the encoding."""
+    rows = encoded_rows(Tensor("none", (1, 1), formats.F32, {"values": np.zeros((1, 1), np.float32)}))
+    return address_of(decode_row, (rows, 0, np.zeros(1, np.float32)))
 
 
 @kernel
@@ -332,5 +341,5 @@ def _decode_rows(decode_at, rows, ids, out):
 def decode_rows(rows: Rows, ids: np.ndarray) -> np.ndarray:
     """The rows with these ids, int64 [T], as float32 [T,I]; ids are not checked."""
     out = np.empty((len(ids), rows.columns), np.float32)
-    _decode_rows(DECODE_ROW.of((rows, 0, out.reshape(-1))), rows, ids, out)
+    _decode_rows(decode_row_at(), rows, ids, out)
     return out

@@ -7,7 +7,7 @@ multiplied with panels of columns. Both take the sum in the same order, so that 
 import numpy as np
 
 from assay.fast.cpu import panels, simd
-from assay.fast.cpu.decode import DECODE_ROW
+from assay.fast.cpu.decode import decode_row_at
 from assay.fast.cpu.groups import Groups, one_group
 from assay.fast.cpu.jit import Address, inlined, kernel, leaf, parallel_kernel, piece, prange
 from assay.fast.cpu.phases import call_at
@@ -317,9 +317,8 @@ def grouped_linear(rows: Rows, groups: Groups, x: np.ndarray, bias_NO: np.ndarra
     """
     assert x.shape[1] == rows.columns
     y = np.empty((len(groups.y_row), bias_NO.shape[1]), np.float32)
-    decode_at = DECODE_ROW.of((rows, 0, y[0]))
-    tile_at = LINEAR_TILE.of((decode_at, rows, groups, 0, x, 0, y[0], bias_NO, y, 0))
-    _grouped_linear(tile_at, decode_at, rows, groups, x, bias_NO, y)
+    tile_at = LINEAR_TILE.of((0, rows, groups, 0, x, 0, y[0], bias_NO, y, 0))
+    _grouped_linear(tile_at, decode_row_at(), rows, groups, x, bias_NO, y)
     return y
 
 

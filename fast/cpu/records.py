@@ -4,7 +4,7 @@ import numpy as np
 
 from assay.fast.cpu.attention import attend_some
 from assay.fast.cpu.cache import CpuCache, empty_slots
-from assay.fast.cpu.decode import DECODE_ROW
+from assay.fast.cpu.decode import decode_row_at
 from assay.fast.cpu.jit import Address, address_of, piece
 from assay.fast.cpu.linear import rows_times_one
 from assay.fast.cpu.phases import address, bytes_at, codes_at, floats_at, int32s_at, int64s_at
@@ -71,7 +71,7 @@ def _kernels(rows: Rows) -> tuple[int, ...]:
         ROWS_IN_REGISTERS.of((*some, columns, place, x, x)),
         ROWS_BY_TILE.of((*some, columns, place, place, NO_ROWS, x, x[None])),
         ROWS_TIMES_ONE.of((place, *some, x, x, x)),
-        DECODE_ROW.of((rows, place, x)),
+        decode_row_at(),
         QUANTISE_COLUMN.of((x, place, place, columns)),
     )
 
@@ -114,7 +114,7 @@ def model_record(config: Config, weights: Weights) -> np.ndarray:
     record["C"], record["A"], record["N"] = config.head_dim, 1, 0
     vector, place = np.zeros(1, np.float32), np.int64(0)
     slots = empty_slots(1, 1, 1, np.dtype(np.float32))
-    record["decode_row"] = DECODE_ROW.of((weights.embed.rows, place, vector))
+    record["decode_row"] = decode_row_at()
     queries = (vector, place, place, vector, place, place)
     record["attend_some"] = address_of(attend_some, (*queries, slots.in_bytes(), *[place] * 4, vector))
     if isinstance(config, GptOssConfig):
