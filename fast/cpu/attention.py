@@ -151,12 +151,12 @@ def attend_each(
     """`attend` of several sequences, each the piece of the rows that is its own, with a past of its own: [P,H,C]."""
     P, H, C = q_PHC.shape
     q, out_PHC = np.ascontiguousarray(q_PHC).reshape(-1), np.empty(q_PHC.shape, np.float32)
-    held = [layer.with_chunk(k_PKC[piece], v_PKC[piece]) for piece, layer in zip(pieces, layers, strict=True)]
+    held = [layer.with_chunk(k_PKC[own], v_PKC[own]) for own, layer in zip(pieces, layers, strict=True)]
     pasts = np.array([(address(slots.k), address(slots.v), len(slots.k), slots.start) for slots in held], np.int64)
     past_P, position_P = np.empty(P, np.int64), np.empty(P, np.int64)
-    for number, (piece, layer) in enumerate(zip(pieces, layers, strict=True)):
-        past_P[piece] = number
-        position_P[piece] = np.arange(layer.length, layer.length + piece.stop - piece.start)
+    for number, (own, layer) in enumerate(zip(pieces, layers, strict=True)):
+        past_P[own] = number
+        position_P[own] = np.arange(layer.length, layer.length + own.stop - own.start)
     one, out = held[0].in_bytes(), out_PHC.reshape(-1)
     run = ATTEND_SOME.of((q, 0, C, sink_H, 0, 0, one, 0, 0, 0, 0, out))
     _attend(run, q, past_P, position_P, pasts, one.heads, one.half, H, C, layers[0].window, sink_H, out)

@@ -9,7 +9,7 @@ import numpy as np
 
 from assay.fast.cpu import dots, lanes
 from assay.fast.cpu.groups import Groups
-from assay.fast.cpu.jit import Address, get_num_threads, kernel, leaf_kernel, parallel_kernel, piece, prange
+from assay.fast.cpu.jit import Address, get_num_threads, kernel, leaf, leaf_kernel, parallel_kernel, piece, prange
 from assay.fast.cpu.layouts import BIASED, LAYOUTS
 from assay.fast.cpu.phases import call_at, new_counters, take
 from assay.fast.cpu.quantise import BLOCK, GRAINS, LINE, PANEL, Panels, panel_width

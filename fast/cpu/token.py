@@ -279,7 +279,7 @@ def _run_on_threads(threads, run_at, schedule, counters, model, layers, past, wo
 def compile_pass() -> None:
     """Compile what a pass of any model runs."""
     records, angles = (np.zeros(1, dtype) for dtype in (MODEL, LAYER, PAST, WORK)), np.zeros(1, np.float32)
-    arguments = (np.zeros((1, 5), np.int64), new_counters(), *records, 0, 0, angles, angles)
+    arguments = (np.zeros((1, 5), np.int64), new_counters(2), *records, 0, 0, angles, angles)
     address_of(_run_on_threads, (1, address_of(run, arguments), *arguments))
 
 
