@@ -1,89 +1,85 @@
-"""The `assay` command: one module a verb, errors as one message, exit status 0, 1 or 2 as the contract says."""
+"""The `assay` command's entry: next to nothing is imported before Ctrl-C, and an import that fails, are heard."""
 
-import io
+import contextlib
+import errno
 import os
+import resource
 import sys
 
-import typer
-
-from assay.cli import (
-    check,
-    convert,
-    demo,
-    generate,
-    inspect,
-    mistakes,
-    record,
-    selftest,
-    synth,
-    vectors,
-    verify,
-    warmup,
-)
-from assay.loaders.errors import CheckpointError
-
-app = typer.Typer(
-    name="assay",
-    help="Does an LLM inference backend compute the right numbers, and if not, at which tensor does it stop?",
-    epilog="Start with: assay demo",
-    no_args_is_help=True,
-    add_completion=False,
-    rich_markup_mode="rich",
-    pretty_exceptions_enable=False,
-)
-app.command()(demo.demo)
-app.command()(inspect.inspect)
-app.command()(record.record)
-app.command()(check.check)
-app.command()(generate.generate)
-app.command()(mistakes.mistakes)
-app.command()(selftest.selftest)
-app.command()(convert.convert)
-app.command()(synth.synth)
-app.command()(verify.verify)
-app.command()(warmup.warmup)
-app.command()(vectors.vectors)
-
-
-READER_GONE = 141  # as a shell says of a program that SIGPIPE ended
+INTERRUPTED = 130  # as a shell says of a program that SIGINT ended
+# bytes of addresses: less has been seen to end the process while it starts, with 2 threads and with 64
+NEEDED, NEEDED_BY_A_THREAD = 10**9, 32 * 10**6
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line.
 
     Exits 0 matches, 1 diverges or invalid, 2 could not be carried out, 130 on Ctrl-C, 141 if nobody reads the output.
+    What nobody foresaw is 2 as well, with its traceback: Python's own 1 would say that a backend diverges.
     """
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="replace")  # text that a terminal's encoding has no characters for
     try:
-        try:
-            app(args=arguments, standalone_mode=True)
-        finally:
-            if sys.stdout is not None:  # a shell can close it
-                sys.stdout.flush()  # now: what cannot be written is told below
-    except CheckpointError as error:
-        print(f"assay: {error}", file=sys.stderr)
+        _require_addresses()
+        from assay.cli.app import run
+
+        run(arguments)
+    except KeyboardInterrupt:
+        sys.exit(INTERRUPTED)
+    except Exception as error:
+        if _is_out_of_memory(error):
+            tell(_out_of_memory())
+        elif isinstance(error, OSError):
+            tell(str(error) if error.filename or not error.errno else f"a file cannot be read: {error.strerror}")
+        else:
+            sys.excepthook(*sys.exc_info())
+            tell("ended by the error above, which says nothing of what was to be checked; please report it")
         sys.exit(2)
-    except MemoryError:
-        print("assay: out of memory; run fewer tokens, shorter --chunks or fewer --taps", file=sys.stderr)
-        sys.exit(2)
-    except OSError as error:
-        _drop_output()
-        if isinstance(error, BrokenPipeError):
-            sys.exit(READER_GONE)
-        told = error if error.filename else f"the output cannot be written: {error.strerror or error}"
-        print(f"assay: {told}", file=sys.stderr)
-        sys.exit(2)
-    except SystemExit as exit:
-        if isinstance(exit.__context__, BrokenPipeError):  # which both typer and rich turn into status 1
-            sys.exit(READER_GONE)
-        raise
 
 
-def _drop_output() -> None:
-    """Let what is left in the buffer go nowhere: the interpreter flushes it once more as it ends."""
-    if sys.stdout is not None:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+def tell(message: str) -> None:
+    """A message on standard error, where there is one that can be written."""
+    with contextlib.suppress(OSError):
+        if sys.stderr is not None:
+            print(f"assay: {message}", file=sys.stderr)
+
+
+def _require_addresses() -> None:
+    """Exit 2 where `ulimit -v` leaves too few addresses to start with.
+
+    OpenBLAS, libgomp and LLVM end the process themselves if they get none, the first two with status 1.
+    """
+    limit, asked = _limit(), os.environ.get("NUMBA_NUM_THREADS", "")
+    threads = int(asked) if asked.isdecimal() else os.cpu_count() or 1
+    needed = NEEDED + threads * NEEDED_BY_A_THREAD
+    if limit is not None and limit < needed:
+        tell(
+            f"memory is limited too tightly to start\n  expected: at least {needed / 1e9:.2f} GB for {threads} threads"
+            f"\n  got: {_limited(limit)}\n  what to do: raise that limit, or give fewer threads in NUMBA_NUM_THREADS"
+        )
+        sys.exit(2)
+
+
+def _limit() -> int | None:
+    """Bytes of addresses that the process may have, if that is limited."""
+    limit, _ = resource.getrlimit(resource.RLIMIT_AS)
+    return None if limit == resource.RLIM_INFINITY else limit
+
+
+def _limited(limit: int) -> str:
+    return f"{limit / 1e9:.2f} GB, set by `ulimit -v`"
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    """Also where a library could not be loaded for want of it: in words, for the loader has no number for that."""
+    if isinstance(error, MemoryError) or isinstance(error, OSError) and error.errno == errno.ENOMEM:
+        return True
+    words = "failed to map segment", "annot allocate memory"
+    return isinstance(error, (ImportError, OSError)) and any(word in str(error) for word in words)
+
+
+def _out_of_memory() -> str:
+    limit = _limit()
+    got, remedy = ("", "") if limit is None else (f"\n  got: {_limited(limit)}", "raise that limit, or ")
+    return f"out of memory{got}\n  what to do: {remedy}run fewer tokens, shorter --chunks or fewer --taps"
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """Files mapped into memory, read-only."""
 
+import errno
 import mmap
 from contextlib import suppress
 from pathlib import Path
@@ -10,6 +11,7 @@ from assay.loaders.errors import CheckpointError
 
 WORTH_RELEASING = 1 << 16  # bytes: of less, the system call costs more than the pages are worth
 DAMAGED = "the file is cut short or damaged: fetch it again and compare its size"
+ULIMIT = "raise the limit that `ulimit -v` shows: a file is mapped as a whole"
 
 
 def map_file(path: Path) -> mmap.mmap:
@@ -26,7 +28,8 @@ def map_file(path: Path) -> mmap.mmap:
                 # system can: from these two threads read a third more a second than from pages of 4 KB.
                 data.madvise(mmap.MADV_HUGEPAGE)
     except OSError as error:
-        raise CheckpointError(f"cannot be read: {error.strerror or error}", where=path) from error
+        remedy = ULIMIT if error.errno == errno.ENOMEM else None
+        raise CheckpointError(f"cannot be read: {error.strerror or error}", where=path, remedy=remedy) from error
     if data[:24] == b"version https://git-lfs.":
         raise CheckpointError("a Git LFS pointer, not the file itself", where=path, remedy="run `git lfs pull`")
     return data

@@ -1,6 +1,8 @@
 """The command itself: exit status, help, interruption, and bad checkpoints through every verb that opens one."""
 
+import errno
 import os
+import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -8,6 +10,7 @@ from pathlib import Path
 import pytest
 
 import assay.reference as reference
+from assay.cli import app
 from tests.checkpoint_files import CHECKPOINTS, copied
 from tests.cli.run import refused, run
 from tests.loaders.broken_checkpoints import BROKEN, path_of
@@ -62,18 +65,128 @@ def test_a_path_that_is_not_there():
     assert "/nowhere/x.gguf: cannot be read" in refused("inspect", "/nowhere/x.gguf")
 
 
-@pytest.mark.parametrize(
-    ("error", "status", "part"), [(KeyboardInterrupt(), 130, ""), (MemoryError(), 2, "out of memory")]
-)
-def test_interruption_writes_nothing(tmp_path, monkeypatch, error, status, part):
+NO_MEMORY = "assay: out of memory\n  what to do: run fewer tokens, shorter --chunks or fewer --taps\n"
+UNLOADED = "libx.so: failed to map segment from shared object"
+ERRORS = [
+    (KeyboardInterrupt(), 130, ""),
+    (MemoryError(), 2, NO_MEMORY),
+    (OSError(errno.ENOMEM, "Cannot allocate memory"), 2, NO_MEMORY),
+    (ImportError(UNLOADED), 2, NO_MEMORY),
+    (OSError(f"Could not load 'libllvmlite.so': {UNLOADED}"), 2, NO_MEMORY),
+    (OSError(errno.EIO, "Input/output error"), 2, "assay: a file cannot be read: Input/output error\n"),
+    (OSError(errno.EIO, "Input/output error", "x"), 2, "assay: [Errno 5] Input/output error: 'x'\n"),
+    (OSError("no such model in the hub"), 2, "assay: no such model in the hub\n"),
+    (OSError(errno.ENOSPC, "No space left"), 2, "assay: the output cannot be written: No space left\n"),
+]
+
+
+def failing_with(error, monkeypatch, out):
     def fail(*args, **kwargs):
         raise error
 
     monkeypatch.setattr(reference, "forward", fail)
-    result = run("record", LLAMA, "--tokens", "1,2", "--out", tmp_path / "g.safetensors")
-    assert result.status == status
-    assert part in result.err
+    monkeypatch.setattr(app, "_drop_output", lambda: None)  # there is no file beneath what a test captures
+    return run("record", LLAMA, "--tokens", "1,2", "--out", out)
+
+
+@pytest.mark.parametrize(("error", "status", "message"), ERRORS)
+def test_what_ends_a_command_is_one_message_and_writes_nothing(tmp_path, monkeypatch, error, status, message):
+    result = failing_with(error, monkeypatch, tmp_path / "g.safetensors")
+    assert (result.status, result.out, result.err) == (status, "", message)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_mistake_of_ours_does_not_say_that_a_backend_diverges(tmp_path, monkeypatch):
+    result = failing_with(RuntimeError("never"), monkeypatch, tmp_path / "g.safetensors")
+    assert result.status == 2
+    assert "RuntimeError: never" in result.err
+    assert result.err.endswith("please report it\n")
+
+
+def test_out_of_memory_names_the_limit(tmp_path, monkeypatch):
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (5 * 10**10, 10**11))
+    message = failing_with(MemoryError(), monkeypatch, tmp_path / "g.safetensors").err
+    assert "got: 50.00 GB, set by `ulimit -v`" in message
+    assert "what to do: raise that limit, or run fewer tokens" in message
+
+
+def limited(nbytes: int, *arguments: object) -> subprocess.CompletedProcess[str]:
+    """`assay ARGUMENTS` with one thread and at most so many bytes of addresses."""
+    return subprocess.run(
+        [*COMMAND, *map(str, arguments)],
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_AS, (nbytes, nbytes)),
+        env=os.environ | {"NUMBA_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere addresses cannot be limited")
+@pytest.mark.parametrize("megabytes", [150, 400])
+def test_too_few_addresses_to_start(megabytes):
+    """OpenBLAS would say so and exit 1, LLVM abort: neither is a verdict."""
+    done = limited(megabytes * 10**6, "generate", LLAMA, "--tokens", "1,2", "--max-tokens", 1)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == (
+        "assay: memory is limited too tightly to start\n  expected: at least 1.03 GB for 1 threads\n"
+        f"  got: 0.{megabytes // 10} GB, set by `ulimit -v`\n"
+        "  what to do: raise that limit, or give fewer threads in NUMBA_NUM_THREADS\n"
+    )
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere addresses cannot be limited")
+def test_a_file_larger_than_what_may_be_mapped(tmp_path):
+    file = tmp_path / "large.gguf"
+    with file.open("wb") as sparse:
+        sparse.write(b"GGUF")
+        sparse.truncate(4 << 30)
+    done = limited(1500 * 10**6, "inspect", file)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == (
+        f"assay: {file}: cannot be read: Cannot allocate memory\n"
+        "  what to do: raise the limit that `ulimit -v` shows: a file is mapped as a whole\n"
+    )
+
+
+IN_A_PROCESS = f"""
+import os, signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)
+
+class Finder:
+    def find_spec(name, *_):
+        if name == "numpy":
+            {{}}
+
+sys.meta_path.insert(0, Finder)
+from assay.cli.main import main
+main(["inspect", {str(LLAMA)!r}])
+"""
+
+
+def test_ctrl_c_while_modules_are_imported():
+    script = IN_A_PROCESS.format("os.kill(os.getpid(), signal.SIGINT)")
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "")
+
+
+def test_a_library_that_memory_has_no_room_for():
+    script = IN_A_PROCESS.format(f"raise ImportError({UNLOADED!r})")
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout, done.stderr) == (2, "", NO_MEMORY)
+
+
+def test_the_entry_imports_next_to_nothing():
+    script = "import sys, assay.cli.main; print({'numpy', 'typer', 'rich', 'assay.loaders'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout == "set()\n"
+
+
+@pytest.mark.parametrize("stderr", ["2>&-", "2>/dev/full"])
+def test_a_message_that_nobody_can_be_told(stderr):
+    command = f'"{sys.executable}" -m assay.cli inspect nothing {stderr}'
+    done = subprocess.run(command, shell=True, stdout=subprocess.PIPE, text=True, timeout=60)
+    assert (done.returncode, done.stdout) == (2, "")
 
 
 def test_as_a_program():

@@ -9,7 +9,7 @@ import pytest
 from safetensors.numpy import load_file
 from typer.testing import CliRunner
 
-from assay.cli.main import app
+from assay.cli.app import app
 from assay.golden.block_forms import BLOCK_FORMS
 from assay.golden.vectors import vectors, write_vectors
 from assay.reference.formats.kquants import six_bit_pairs, six_bit_scales
