@@ -2,13 +2,14 @@
 
 import sys
 from collections.abc import Collection, Mapping
+from importlib.metadata import version
 
-import numba
 import numpy as np
 
 from assay.fast.cpu.engine import CpuModel
 from assay.golden.backends import Progress, releasing
 from assay.golden.backends.engines import run_engine
+from assay.golden.errors import GoldenError
 from assay.loaders.checkpoint import Checkpoint
 
 PROFILES = {"exact": "float32", "q8": "q8", "exact-f16": "float32-f16-cache", "q8-f16": "q8-f16-cache"}
@@ -24,10 +25,13 @@ class CpuBackend:
     name = "cpu"
 
     def __init__(self, checkpoint: Checkpoint, mode: str):
-        self.versions = {"numba": numba.__version__, "numpy": np.__version__}
+        self.versions = {"numba": version("numba"), "numpy": np.__version__}
         self.profile = PROFILES[mode]
         self.checkpoint = checkpoint
-        self.model = CpuModel(checkpoint.config, checkpoint.tensors, mode=mode)
+        try:
+            self.model = CpuModel(checkpoint.config, checkpoint.tensors, mode=mode)
+        except ValueError as error:  # Numba's too, of threads that it cannot have
+            raise GoldenError(str(error)) from error
         for notice in self.model.notices:
             print(f"assay: cpu: {notice}", file=sys.stderr)
 
