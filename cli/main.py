@@ -70,7 +70,7 @@ def _limited(limit: int) -> str:
 
 def _is_out_of_memory(error: Exception) -> bool:
     """Also where a library could not be loaded for want of it: in words, for the loader has no number for that."""
-    if isinstance(error, MemoryError) or isinstance(error, OSError) and error.errno == errno.ENOMEM:
+    if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno == errno.ENOMEM):
         return True
     words = "failed to map segment", "annot allocate memory"
     return isinstance(error, (ImportError, OSError)) and any(word in str(error) for word in words)

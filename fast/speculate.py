@@ -60,10 +60,14 @@ def speculate(
     """Yield what greedy generation yields (ties to the lower id), with up to `most` guesses a pass.
 
     `step` runs the prompt in the engine that `check` goes on with. Ends after `max_tokens` or one of `stop`.
+    Raises FloatingPointError, as greedy generation does, after the last token whose logits are numbers.
     """
     seen, left = [*prompt], max_tokens
-    following = int(step(np.asarray(prompt, np.int64))[-1].argmax())
+    logits_TV = step(np.asarray(prompt, np.int64))
+    V, (following,) = logits_TV.shape[1], most_likely(logits_TV[-1:])
     while True:
+        if following < 0:
+            raise FloatingPointError(f"{-following} of {V} logits are NaN or infinite")
         yield following
         left -= 1
         if following in stop or not left:
@@ -72,7 +76,7 @@ def speculate(
         guessed, best = lookup(seen, min(most, left - 1)), list[int]()
 
         def keep(logits_TV: np.ndarray, guessed: list[int] = guessed, best: list[int] = best) -> int:
-            best.extend(logits_TV.argmax(axis=-1).tolist())
+            best.extend(most_likely(logits_TV))
             return 1 + agreeing(guessed, best)
 
         check(np.array([following, *guessed]), keep)
@@ -85,6 +89,15 @@ def speculate(
                 return
         seen += guessed[:right]
         following = best[right]
+
+
+def most_likely(logits_TV: np.ndarray) -> list[int]:
+    """The token of the largest logit a row, ties to the lower id; -n where n logits are NaN or plus infinity."""
+    ids_T = logits_TV.argmax(axis=-1)
+    for i, largest in enumerate(logits_TV[np.arange(len(ids_T)), ids_T]):
+        if np.isnan(largest) or largest == np.inf:  # argmax finds these first
+            ids_T[i] = -np.count_nonzero(np.isnan(logits_TV[i]) | (logits_TV[i] == np.inf))
+    return ids_T.tolist()
 
 
 def agreeing(guessed: Sequence[int], best: Sequence[int]) -> int:

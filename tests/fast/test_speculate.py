@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 from assay.fast.cpu import CpuModel
 from assay.fast.cpu.batch import forward_batch, forward_some
-from assay.fast.speculate import Guesses, agreeing, lookup, speculate
+from assay.fast.speculate import Guesses, agreeing, lookup, most_likely, speculate
+from assay.reference.generate import Sampling, generate
 from tests.fast.models import gpt_oss_config, llama_config, random_model
 
 
@@ -98,6 +99,51 @@ def test_the_cpu_path_takes_back_what_was_wrong(config):
         new = np.array(want[-1:])
     assert out == want
     assert guesses.tried > guesses.right
+
+
+class Losing(Automaton):
+    """Logits after `lost` tokens are no numbers."""
+
+    def __init__(self, V: int, seed: int, lost: int, value: float) -> None:
+        super().__init__(V, seed)
+        self.lost, self.value = lost, value
+
+    def check(self, new, keep):
+        start = len(self.past)
+        return super().check(new, lambda logits_TV: keep(self.spoilt(logits_TV, start)))
+
+    def spoilt(self, logits_TV, start):
+        logits_TV[max(self.lost - start, 0) :, self.V // 2] = self.value
+        return logits_TV
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+@pytest.mark.parametrize("lost", range(2, 16))
+def test_logits_that_are_no_numbers(lost, value):
+    """The same tokens before, and the same error, as the oracle's generation, also where they follow guesses."""
+    prompt = [0, 1, 0]
+    runs = (
+        generate(Losing(3, 1, lost, value).step, prompt, 30, Sampling()),
+        speculate((engine := Losing(3, 1, lost, value)).step, engine.check, prompt, 30, 4, Guesses()),
+    )
+    told = []
+    for run in runs:
+        out = []
+        with pytest.raises(FloatingPointError, match="1 of 3 logits are NaN or infinite") as error:
+            out.extend(run)  # keeps what came before the error
+        told.append((out, str(error.value)))
+    assert told[0] == told[1]
+
+
+@pytest.mark.parametrize(
+    ("logits_TV", "tokens"),
+    [
+        ([[0, 3, 3], [np.nan, 9, np.inf], [1, np.inf, 0], [-np.inf, 0, 1]], [1, -2, -1, 2]),
+        ([[-np.inf, -np.inf]], [0]),
+    ],
+)
+def test_most_likely(logits_TV, tokens):
+    assert most_likely(np.float32(logits_TV)) == tokens
 
 
 def test_acceptance():
