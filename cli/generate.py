@@ -21,10 +21,10 @@ if TYPE_CHECKING:
 
 def generate(
     path: Annotated[Path, typer.Argument(help="GGUF file, or Hugging Face or MLX directory.")],
-    prompt: Annotated[str | None, typer.Option(help="Text to continue.")] = None,
+    prompt: Annotated[str | None, typer.Option(help="Text to continue; - reads standard input.")] = None,
     tokens: Annotated[str | None, typer.Option(help='Or token ids, "1,2,3" or @FILE.')] = None,
     chat: Annotated[
-        str | None, typer.Option(help="Or what a user says, put into the checkpoint's chat template.")
+        str | None, typer.Option(help="Or what a user says (- too), put into the checkpoint's chat template.")
     ] = None,
     max_tokens: Annotated[int, typer.Option(min=1, help="Stop after this many tokens.")] = 64,
     temperature: Annotated[float, typer.Option(min=0, help="0 is greedy.")] = 0.0,
@@ -50,11 +50,15 @@ def generate(
 
     Ctrl-C ends it with what there is. `--speculate` changes the time, never the tokens.
 
+    Standard input is UTF-8, taken as it is but for one line break at its end.
+
     Examples:
 
     assay generate SmolLM2.gguf --prompt "Gravity is" --max-tokens 24
 
     assay generate SmolLM2.gguf --chat "What is gravity?" --mode q8
+
+    assay generate SmolLM2.gguf --prompt - < question.txt
     """
     from assay.cli.shared import messages, tokens_from
     from assay.fast.speculate import Guesses
@@ -123,13 +127,13 @@ def _stream(chosen: Iterator[int], checkpoint: "Checkpoint | None") -> tuple[int
 
 
 def _chat_tokens(checkpoint: "Checkpoint", chat: str, prompt: str | None, tokens: str | None) -> list[int]:
-    from assay.cli.shared import utf8
+    from assay.cli.shared import text_of
     from assay.loaders import CheckpointError
     from assay.loaders.chat import chat_tokens
 
     if prompt is not None or tokens is not None:
         raise CheckpointError("give one of --prompt, --tokens and --chat")
-    return chat_tokens(checkpoint, [{"role": "user", "content": utf8("--chat", chat)}])
+    return chat_tokens(checkpoint, [{"role": "user", "content": text_of("--chat", chat)}])
 
 
 def require_memory(config: "Config", length: int, mode: str) -> None:

@@ -11,7 +11,9 @@ LISTED = 100  # token ids that are printed
 def record(
     path: Annotated[Path, typer.Argument(help="GGUF file, or Hugging Face or MLX directory.")],
     out: Annotated[Path, typer.Option(help="The golden to write, NAME.safetensors.")],
-    prompt: Annotated[str | None, typer.Option(help="Text, encoded by the checkpoint's tokenizer.")] = None,
+    prompt: Annotated[
+        str | None, typer.Option(help="Text, encoded by the checkpoint's tokenizer; - reads standard input.")
+    ] = None,
     tokens: Annotated[str | None, typer.Option(help='Token ids, "1,2,3", or @FILE that holds them.')] = None,
     backend: Annotated[
         str,

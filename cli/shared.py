@@ -22,11 +22,11 @@ messages = Console(stderr=True)
 
 
 def tokens_from(checkpoint: "Checkpoint", prompt: str | None, tokens: str | None) -> list[int]:
-    """Token ids from --prompt (by the checkpoint's tokenizer) or from --tokens, "1,2,3" or @FILE."""
+    """Token ids from --prompt (by the checkpoint's tokenizer; "-" reads it) or from --tokens, "1,2,3" or @FILE."""
     if (prompt is None) == (tokens is None):
         raise CheckpointError("give either --prompt or --tokens")
     if prompt is not None:
-        return list(checkpoint.tokenizer.encode(utf8("--prompt", prompt)).ids)
+        return list(checkpoint.tokenizer.encode(text_of("--prompt", prompt)).ids)
     assert tokens is not None
     text = tokens
     if tokens.startswith("@"):
@@ -41,13 +41,25 @@ def tokens_from(checkpoint: "Checkpoint", prompt: str | None, tokens: str | None
         raise CheckpointError("--tokens must be integers, separated by commas or spaces", got=text[:60]) from error
 
 
-def utf8(option: str, text: str) -> str:
-    """An option's text, if it is one."""
+def text_of(option: str, text: str) -> str:
+    """An option's text: its own, or for "-" what standard input holds, without the line break that ends it."""
     try:
+        if text == "-":
+            return _standard_input(option).decode().removesuffix("\n").removesuffix("\r")
         text.encode()
-    except UnicodeEncodeError as error:  # how Python hands on an argument's stray bytes
+    except (UnicodeEncodeError, UnicodeDecodeError) as error:  # the first is how Python hands on an argument's bytes
         raise CheckpointError(f"{option} is not UTF-8: {error.reason} at position {error.start}") from error
     return text
+
+
+def _standard_input(option: str) -> bytes:
+    try:
+        if sys.stdin is not None:  # a shell can close it
+            return sys.stdin.buffer.read()
+        why = "it is closed"
+    except OSError as error:
+        why = error.strerror or str(error)
+    raise CheckpointError(f"{option} - reads standard input, which cannot be read: {why}", remedy="pipe a text into it")
 
 
 def lengths_from(chunks: str | None) -> list[int] | None:

@@ -1,5 +1,6 @@
 """assay generate: the oracle's text and ids, streamed; reproducible, and stopped where it should."""
 
+import io
 import signal
 import subprocess
 import sys
@@ -161,6 +162,44 @@ def test_tokens_from_a_file_and_other_containers(tmp_path):
         for name in ("llama/hf", "llama/gguf")
     ]
     assert out[0] == out[1] != ""
+
+
+def typed(monkeypatch, data: bytes) -> None:
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(data), "ascii"))
+
+
+ENDINGS = [(b"", ""), (b"\n", ""), (b"\r\n", ""), (b"\n\n", "\n"), (b" \n", " ")]
+
+
+@pytest.mark.parametrize(("ending", "left"), ENDINGS)
+def test_a_prompt_from_standard_input(monkeypatch, ending, left):
+    """UTF-8 whatever the locale, and as it is but for one line break."""
+    typed(monkeypatch, "Ein Flu\u00df\r\nging".encode() + ending)
+    out = generated("--prompt", "-", "--max-tokens", 4)
+    assert out == generated("--prompt", f"Ein Flu\u00df\r\nging{left}", "--max-tokens", 4)
+
+
+def test_what_a_user_says_from_standard_input(tmp_path, monkeypatch):
+    folder = copied("llama/hf", tmp_path / "hf")
+    (folder / "chat_template.jinja").write_text("{{ messages[0].content }} went past")
+    typed(monkeypatch, b"The river\n")
+    out = generated("--chat", "-", "--max-tokens", 4, model=folder)
+    assert out == generated("--prompt", PROMPT, "--max-tokens", 4)
+
+
+def test_standard_input_that_is_no_text(monkeypatch):
+    typed(monkeypatch, b"caf\xe9\n")
+    assert "--prompt is not UTF-8: invalid continuation byte at position 3" in refused(
+        "generate", LLAMA, "--prompt", "-"
+    )
+
+
+@pytest.mark.parametrize(("stdin", "why"), [("<&-", "it is closed"), ("0>/dev/null", "Bad file descriptor")])
+def test_standard_input_that_cannot_be_read(stdin, why):
+    command = f'"{sys.executable}" -m assay.cli generate "{LLAMA}" --prompt - {stdin}'
+    done = subprocess.run(command, shell=True, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith(f"assay: --prompt - reads standard input, which cannot be read: {why}\n")
 
 
 WRONG = {

@@ -1,6 +1,8 @@
 """assay record: tokens and texts in, a golden out; and what it refuses, writing nothing."""
 
+import io
 import json
+import sys
 
 import numpy as np
 import pytest
@@ -43,6 +45,12 @@ def test_prompt_is_encoded_by_the_checkpoint_s_tokenizer(tmp_path):
     golden = recorded(tmp_path / "g.safetensors", "--prompt", prompt, "--taps", "logits")
     assert golden.provenance.tokens == opened("gpt_oss/hf").tokenizer.encode(prompt).ids
     assert opened("gpt_oss/hf").tokenizer.decode(golden.provenance.tokens) == prompt
+
+
+def test_a_prompt_from_standard_input(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"The river\n")))
+    golden = recorded(tmp_path / "g.safetensors", "--prompt", "-", "--taps", "logits")
+    assert golden.provenance.tokens == opened("gpt_oss/hf").tokenizer.encode("The river").ids
 
 
 @pytest.mark.parametrize(("chunks", "wanted"), [("7", [7] * 5 + [5]), ("30,1", [30] + [1] * 10), ("8,...", [8] * 5)])
