@@ -45,7 +45,7 @@ def check(
 
     assay check france.safetensors --dump my_engine.safetensors --names map.json --profile bfloat16 --json report.json
     """
-    from assay.cli.shared import console, progress, write_json
+    from assay.cli.shared import check_progress, console, progress, write_json
     from assay.golden.backends import open_backend
     from assay.golden.backends.dump import open_dump
     from assay.golden.check import check as check_taps
@@ -99,8 +99,10 @@ def check(
     details = _details(recorded, checkpoint, judged_by) if html is not None else None
     if report is None:
         layers = checkpoint.config.num_hidden_layers if checkpoint else 0
-        with progress("forced pass", 2 * len(chunks) * layers) as advance:
-            report = check_taps(recorded, checkpoint, taps, label, judged_by, advance, strict=strict, observe=details)
+        with check_progress(2 * len(chunks) * layers) as (advance, search):
+            report = check_taps(
+                recorded, checkpoint, taps, label, judged_by, advance, search, strict=strict, observe=details
+            )
     report.versions = versions
     if json_file is not None:
         write_json(report.as_json(), json_file)

@@ -81,7 +81,7 @@ def _with_rounded_ramp(checkpoint: "Checkpoint") -> "Checkpoint":
 
 def _checked(golden: "Golden", oracle: "Checkpoint", backend: "Checkpoint") -> tuple["Report", float]:
     """The Numba path on one checkpoint, checked against the oracle on another; and the seconds it took."""
-    from assay.cli.shared import progress
+    from assay.cli.shared import check_progress, progress
     from assay.golden.backends import open_backend
     from assay.golden.check import check
     from assay.golden.noise import profile_named
@@ -91,8 +91,8 @@ def _checked(golden: "Golden", oracle: "Checkpoint", backend: "Checkpoint") -> t
     with progress("cpu (compiles at first)", layers) as advance:
         engine = open_backend("cpu", backend)
         taps = engine.run(golden.provenance.tokens, golden.provenance.chunks, golden.provenance.taps, advance)
-    with progress("forced pass", 2 * layers) as advance:
-        report = check(golden, oracle, taps, "cpu", profile_named(engine.profile), advance)
+    with check_progress(2 * layers) as (advance, search):
+        report = check(golden, oracle, taps, "cpu", profile_named(engine.profile), advance, search)
     return report, time.perf_counter() - started
 
 

@@ -15,6 +15,8 @@ from rich.text import Text
 from assay.loaders.errors import CheckpointError
 
 if TYPE_CHECKING:
+    from rich.progress import Progress, TaskID
+
     from assay.loaders.checkpoint import Checkpoint
 
 console = Console()
@@ -78,26 +80,54 @@ def lines(*texts: str | None) -> Text:
     return Text("\n".join(shown), overflow="fold")
 
 
+Advance = Callable[[str], None]
+
+
 @contextlib.contextmanager
-def progress(label: str, total: int) -> Iterator[Callable[[str], None]]:
+def progress(label: str, total: int) -> Iterator[Advance]:
     """A progress bar on stderr that advances by one for each block_out tap; silent when stderr is no terminal."""
+    with _bars() as bars:
+        yield _by_layer(bars, label, total)
+
+
+@contextlib.contextmanager
+def check_progress(total: int) -> Iterator[tuple[Advance, Callable[[int, int], None]]]:
+    """The same for a check's forced passes, and a bar of its own for the search of causes: so many tried, of so many.
+
+    The second comes only when it is called.
+    """
+    with _bars() as bars:
+        searches: list[TaskID] = []
+
+        def search(tried: int, of: int) -> None:
+            if not searches:
+                searches.append(bars.add_task("search for the cause", unit="mistakes"))
+            bars.update(searches[0], completed=tried, total=of)
+
+        yield _by_layer(bars, "forced pass", total), search
+
+
+def _bars() -> "Progress":
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
     columns = (
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
-        TextColumn("layers"),
+        TextColumn("{task.fields[unit]}"),
         TimeElapsedColumn(),
     )
-    with Progress(*columns, console=messages, transient=True, disable=not messages.is_terminal) as bar:
-        task = bar.add_task(label, total=total)
+    return Progress(*columns, console=messages, transient=True, disable=not messages.is_terminal)
 
-        def advance(name: str) -> None:
-            if name.endswith("block_out"):
-                bar.advance(task)
 
-        yield advance
+def _by_layer(bars: "Progress", label: str, total: int) -> Advance:
+    task = bars.add_task(label, total=total, unit="layers")
+
+    def advance(name: str) -> None:
+        if name.endswith("block_out"):
+            bars.advance(task)
+
+    return advance
 
 
 def write_json(value: Any, path: str) -> None:

@@ -8,7 +8,7 @@ import numpy as np
 
 from assay.golden.backends import Progress
 from assay.golden.deviations import Deviations
-from assay.golden.diagnose import Diagnosis
+from assay.golden.diagnose import Diagnosis, Search
 from assay.golden.errors import GoldenError
 from assay.golden.forced import forced_pass, nearly_tied, noisy_pass
 from assay.golden.measure import ALLOWANCE, Comparison, compare, logit_view, relative
@@ -129,6 +129,7 @@ def check(
     backend: str,
     profile: Profile,
     progress: Progress = None,
+    search: Search = None,
     *,
     strict: bool = False,
     observe: Observer = None,
@@ -137,6 +138,7 @@ def check(
     """Check a backend's taps against a golden: tap by tap with the checkpoint, end to end without.
 
     The profile's known deviations are accepted and listed, unless `strict`. `observe` sees the tensors compared.
+    `search` hears how many mistakes were tried, of how many, in the search for a cause.
     Where taps are missing, what the others can show is tried until `reach_work` is done.
 
     Raises GoldenError if the golden is of another checkpoint, or a tap has a shape that cannot be its own.
@@ -179,7 +181,7 @@ def check(
         cause, structure = weights_cause(checkpoint, weights, faults, profile)
     elif first is not None:
         matching = [result.ratio for result in results if result.verdict == "match" and result.ratio is not None]
-        cause = diagnosis.cause(*first, max(matching, default=ALLOWANCE))
+        cause = diagnosis.cause(*first, max(matching, default=ALLOWANCE), search)
         structure = describe_tap(first[0], diagnosis.run, expected, noisy, profile)
     return Report(
         verdict="diverges" if first or faults else "known-deviation" if deviations.seen else "match",

@@ -1,7 +1,7 @@
 """The cause of a divergence: which known mistake, made by the oracle on the same inputs, has the backend's values?"""
 
 import itertools
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -18,6 +18,7 @@ from assay.reference.taps import kind_of, tap_table
 
 Array = np.ndarray
 Mistakes = tuple[Mistake, ...]
+Search = Callable[[int, int], None] | None
 
 FALLS_TO = 0.5  # of the error: a cause must take away at least this much of it, at its worst position too
 PAIRS = 60  # tried at most, when no single mistake explains the error
@@ -148,10 +149,13 @@ class Diagnosis:
             own = self.value(mistakes, name, profile) - value
         return own if _norm(np.where(np.isfinite(own), own, 0)) > _norm(checked) else checked
 
-    def cause(self, name: str, before: Comparison, usual: float = ALLOWANCE) -> dict[str, Any] | None:
+    def cause(
+        self, name: str, before: Comparison, usual: float = ALLOWANCE, search: Search = None
+    ) -> dict[str, Any] | None:
         """The mistake, or the pair of them, that explains the error of a tap; None if none in the catalogue does.
 
         `usual` is the largest ratio of the backend's taps that match: what is left by the true cause is like it.
+        `search` is called before each mistake with how many were tried, of how many.
         """
         spanned = self._spanned(name)
         most = self.work + WORK
@@ -163,6 +167,8 @@ class Diagnosis:
             if self.work > most:
                 self.untried = len(singles) - tried
                 break
+            if search is not None:
+                search(tried, len(singles))
             tried += 1
             candidate = self._candidate(mistakes, name)
             if candidate is None:
@@ -171,9 +177,12 @@ class Diagnosis:
         ranked = self._ranked(explaining, name, usual)
         if not ranked:
             failing += explaining
-            for pair in self._pairs(failing):
+            pairs = self._pairs(failing)
+            for pair in pairs:
                 if self.work > most:
                     break
+                if search is not None:
+                    search(tried, len(singles) + len(pairs))
                 tried += 1
                 candidate = self._candidate(pair, name) if self._promises(pair, name, before) else None
                 if candidate is not None and self._explains(candidate, name, before):
@@ -230,11 +239,11 @@ class Diagnosis:
         left = np.asarray(self.run.taps[name]) - value
         return relative(left, self.expected[name]) <= FALLS_TO * max(before.local_error, self.profile.unit_roundoff)
 
-    def _pairs(self, candidates: Sequence[Candidate]) -> Iterable[Mistakes]:
+    def _pairs(self, candidates: Sequence[Candidate]) -> list[Mistakes]:
         """Pairs of mistakes that each change this tap, those first that leave least alone."""
         ordered = sorted(candidates, key=lambda candidate: candidate.residual)
         pairs = ((a.mistakes[0], b.mistakes[0]) for a, b in itertools.combinations(ordered, 2))
-        return itertools.islice(pairs, PAIRS)
+        return list(itertools.islice(pairs, PAIRS))
 
     def _ranked(self, candidates: Sequence[Candidate], name: str, usual: float) -> list[Candidate]:
         """Those to be believed, by the share of other places explained too, then by what is left of the error.

@@ -1,11 +1,14 @@
 """assay check: the verdict as text, JSON and exit status, for backends and for dumps of other engines."""
 
+import io
 import json
 
 import numpy as np
 import pytest
+from rich.console import Console
 from safetensors.numpy import save_file
 
+from assay.cli import shared
 from assay.golden.store import load_golden, save_golden
 from tests.checkpoint_files import CHECKPOINTS, copied, tokens_of
 from tests.cli.run import refused, run
@@ -79,6 +82,31 @@ def test_another_container_of_the_same_model(folder):
     gguf = CHECKPOINTS / "gpt_oss/gguf/model.gguf"
     result = run("check", folder / "g.safetensors", "--backend", "reference", "--model", gguf)
     assert result.status == 0
+
+
+# --- progress ---
+
+
+@pytest.fixture
+def terminal(monkeypatch):
+    """Where messages go, as a terminal that is shown each update."""
+    screen = io.StringIO()
+    monkeypatch.setattr(shared, "messages", Console(file=screen, force_terminal=True, width=100))
+    return screen
+
+
+def test_the_search_for_a_cause_has_a_bar_of_its_own(folder, tmp_path, terminal):
+    dump = dumped(tmp_path / "d.safetensors", taps_with({"layers.1.attn_heads": jolted}))
+    assert run("check", folder / "g.safetensors", "--dump", dump, "--profile", "float32").status == 1
+    shown = terminal.getvalue()
+    assert shown.index("forced pass") < shown.index("search for the cause")
+    assert "mistakes" in shown
+
+
+def test_a_match_shows_no_search(folder, terminal):
+    assert run("check", folder / "g.safetensors", "--backend", "reference").status == 0
+    assert "forced pass" in terminal.getvalue()
+    assert "search" not in terminal.getvalue()
 
 
 # --- json ---

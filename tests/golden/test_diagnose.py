@@ -174,3 +174,20 @@ def test_a_deviation_does_not_hide_another_mistake() -> None:
     by_design = replace(profile, deviations=("yarn-ramp-rounded",))
     report = check(golden, checkpoint, taps, name, by_design)
     assert (report.verdict, report.cause["id"], report.deviations) == ("diverges", "sinks-missing", [])
+
+
+def test_the_search_is_followed():
+    """Every mistake that acts there is counted, then the pairs, and none beyond the number told."""
+    heard: list[tuple[int, int]] = []
+    taps = taps_with(dict([UNKNOWN["a channel of q zeroed"]]))
+    checkpoint = opened("gpt_oss/hf")
+    report = check(golden_of(), checkpoint, taps, "x", PROFILES["float32"], search=lambda *told: heard.append(told))
+    assert report.cause is None
+    assert [tried for tried, _ in heard] == list(range(len(heard)))
+    singles, pairs = heard[0][1], heard[-1][1]
+    assert 0 < singles < pairs == len(heard)
+    assert {of for _, of in heard} == {singles, pairs}
+
+
+def test_no_search_where_nothing_is_wrong():
+    check(golden_of(), opened("gpt_oss/hf"), taps_with({}), "x", PROFILES["float32"], search=pytest.fail)
