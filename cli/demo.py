@@ -19,8 +19,9 @@ def demo(
 ) -> None:
     """Show the main job on a bundled tiny gpt-oss, in under a minute.
 
-    Records what every tensor should be, checks the Numba path against it, breaks one thing on purpose and
-    shows where the check finds it. Exit status 0 if the clean run matches and the fault is found.
+    Records what every tensor should be, checks the Numba path against it, breaks one thing and finds it.
+
+    Exit status: 0 if the clean run matches and the fault is found, 1 if not.
     """
     from assay.cli.shared import console, progress
     from assay.golden.backends import open_backend

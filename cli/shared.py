@@ -34,7 +34,9 @@ def tokens_from(checkpoint: "Checkpoint", prompt: str | None, tokens: str | None
     if tokens.startswith("@"):
         try:
             text = Path(tokens[1:]).read_text("utf-8")
-        except (OSError, UnicodeDecodeError) as error:
+        except OSError as error:
+            raise CheckpointError(f"cannot be read: {error.strerror}", where=tokens[1:] or "@") from error
+        except UnicodeDecodeError as error:
             raise CheckpointError(f"cannot be read: {error}", where=tokens[1:]) from error
     words = re.split(r"[\s,\[\]]+", text.strip())
     try:
@@ -48,10 +50,10 @@ def text_of(option: str, text: str) -> str:
     try:
         if text == "-":
             return _standard_input(option).decode().removesuffix("\n").removesuffix("\r")
-        text.encode()
-    except (UnicodeEncodeError, UnicodeDecodeError) as error:  # the first is how Python hands on an argument's bytes
+        # bytes that are no text in the locale are handed on by Python as surrogates: in an ASCII one, all UTF-8 is
+        return os.fsencode(text).decode() if any("\ud800" <= c <= "\udfff" for c in text) else text
+    except UnicodeDecodeError as error:
         raise CheckpointError(f"{option} is not UTF-8: {error.reason} at position {error.start}") from error
-    return text
 
 
 def _standard_input(option: str) -> bytes:

@@ -200,6 +200,8 @@ def _write(tensors: dict[str, np.ndarray], path: Path, metadata: dict[str, str])
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """A temporary path beside `path` that takes its place once written and synced; nothing stays on failure."""
+    if not path.name:  # as of an empty text
+        raise GoldenError("not the name of a file to write", got=str(path))
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         yield temporary

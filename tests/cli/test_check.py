@@ -84,6 +84,14 @@ def test_another_container_of_the_same_model(folder):
     assert result.status == 0
 
 
+@pytest.mark.parametrize("option", ["--json", "--html"])
+@pytest.mark.parametrize("name", ["", ".", "/"])
+def test_an_output_without_a_name(folder, option, name):
+    """As of a shell variable that is not set."""
+    message = refused("check", folder / "g.safetensors", "--backend", "reference", option, name)
+    assert "not the name of a file to write" in message
+
+
 # --- progress ---
 
 

@@ -237,3 +237,18 @@ def test_text_that_the_output_s_encoding_lacks():
     ]
     assert not out[0].isascii()
     assert out[1] == out[0].encode("ascii", "replace").decode()
+
+
+def test_utf_8_in_a_locale_that_has_none():
+    """Its bytes are the prompt's all the same; only what is no UTF-8 is refused."""
+    ascii_only = os.environ | {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    command = [*COMMAND, "generate", LLAMA, "--backend", "reference", "--max-tokens", "4", "--prompt"]
+    prompt = "Flu\u00df".encode()
+    utf8, other = (
+        subprocess.run([*command, prompt], env=env, capture_output=True, timeout=60)
+        for env in (os.environ | {"PYTHONUTF8": "1"}, ascii_only)
+    )
+    assert utf8.returncode == other.returncode == 0
+    assert other.stdout == utf8.stdout.decode().encode("ascii", "replace")
+    bad = subprocess.run([*command, b"caf\xe9"], env=ascii_only, capture_output=True, timeout=60)
+    assert bad.stderr == b"assay: --prompt is not UTF-8: unexpected end of data at position 3\n"

@@ -53,6 +53,14 @@ def test_a_prompt_from_standard_input(tmp_path, monkeypatch):
     assert golden.provenance.tokens == opened("gpt_oss/hf").tokenizer.encode("The river").ids
 
 
+@pytest.mark.parametrize("argument", ["@", "@folder"])
+def test_tokens_from_a_folder(tmp_path, monkeypatch, argument):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "folder").mkdir()
+    message = refused("record", GPT_OSS, "--tokens", argument, "--out", "g.safetensors")
+    assert message == f"assay: {argument[1:] or '@'}: cannot be read: Is a directory\n"
+
+
 @pytest.mark.parametrize(("chunks", "wanted"), [("7", [7] * 5 + [5]), ("30,1", [30] + [1] * 10), ("8,...", [8] * 5)])
 def test_chunks(tmp_path, chunks, wanted):
     golden = recorded(tmp_path / "g.safetensors", "--tokens", IDS, "--chunks", chunks)
