@@ -77,7 +77,7 @@ def _sources_digest() -> str:
 
 _DIGEST = _sources_digest()
 # division by zero is inf or NaN; no kernel is handed on as a C callback
-_OPTIONS = {"nogil": True, "error_model": "numpy", "boundscheck": CHECKED, "no_cfunc_wrapper": True}
+_OPTIONS: dict[str, Any] = {"nogil": True, "error_model": "numpy", "boundscheck": CHECKED, "no_cfunc_wrapper": True}
 
 
 def _compiled(function: Callable, **options: Any) -> Callable:

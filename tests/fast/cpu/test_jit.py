@@ -90,3 +90,15 @@ def test_thread_count_is_restored_after_an_error():
     with pytest.raises(KeyError), jit.threads(1):
         raise KeyError
     assert numba.get_num_threads() == before
+
+
+@jit.piece
+def twice(x):
+    return 2 * x
+
+
+def test_a_piece_has_no_code_of_its_own():
+    """Python may call it all the same; an address would be one of nothing."""
+    assert twice(21) == 42
+    with pytest.raises(TypeError, match="is a piece of kernels"):
+        jit.address_of(twice, (21,))
