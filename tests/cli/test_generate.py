@@ -197,7 +197,7 @@ def test_standard_input_that_is_no_text(monkeypatch):
 @pytest.mark.parametrize(("stdin", "why"), [("<&-", "it is closed"), ("0>/dev/null", "Bad file descriptor")])
 def test_standard_input_that_cannot_be_read(stdin, why):
     command = f'"{sys.executable}" -m assay.cli generate "{LLAMA}" --prompt - {stdin}'
-    done = subprocess.run(command, shell=True, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(["sh", "-c", command], capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith(f"assay: --prompt - reads standard input, which cannot be read: {why}\n")
 

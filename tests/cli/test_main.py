@@ -185,7 +185,7 @@ def test_the_entry_imports_next_to_nothing():
 @pytest.mark.parametrize("stderr", ["2>&-", "2>/dev/full"])
 def test_a_message_that_nobody_can_be_told(stderr):
     command = f'"{sys.executable}" -m assay.cli inspect nothing {stderr}'
-    done = subprocess.run(command, shell=True, stdout=subprocess.PIPE, text=True, timeout=60)
+    done = subprocess.run(["sh", "-c", command], stdout=subprocess.PIPE, text=True, timeout=60)
     assert (done.returncode, done.stdout) == (2, "")
 
 
