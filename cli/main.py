@@ -3,7 +3,6 @@
 import contextlib
 import errno
 import os
-import resource
 import sys
 
 INTERRUPTED = 130  # as a shell says of a program that SIGINT ended
@@ -60,6 +59,10 @@ def _require_addresses() -> None:
 
 def _limit() -> int | None:
     """Bytes of addresses that the process may have, if that is limited."""
+    try:
+        import resource
+    except ImportError:  # Windows has no such limit
+        return None
     limit, _ = resource.getrlimit(resource.RLIMIT_AS)
     return None if limit == resource.RLIM_INFINITY else limit
 
