@@ -230,7 +230,7 @@ def tile_product(layouts: Mapping[int, lanes.Layout], widths: Sequence[int]) -> 
                 with builder.if_then(builder.icmp_signed("==", kind, kind.type(known))):
                     for columns in widths:
                         with builder.if_then(builder.icmp_signed("==", C, C.type(columns))):
-                            _emit_tile_product(context, builder, signature.args[2:], args, columns, layout)
+                            _TileProduct(context, builder, signature.args[2:], args, columns, layout).emit()
             return context.get_dummy_value()
 
         int64 = types.int64
@@ -244,92 +244,120 @@ def tile_product(layouts: Mapping[int, lanes.Layout], widths: Sequence[int]) -> 
 COLUMNS = 4  # whose dot products go side by side: each takes four cycles to give the next its sum
 
 
-def _emit_tile_product(context: Any, builder: Any, types_: Any, args: Any, C: int, layout: lanes.Layout) -> None:
-    place, stride, blocks, at = (args[i] for i in (1, 2, 3, 8))
-    bias, y, y_row, p, n, to, begin_row, end_row = args[9:]
-    data, x, scale, correction, sums = (simd.View(context, builder, types_[i], args[i]) for i in (0, 4, 5, 6, 7))
-    constant = lambda value: ir.Constant(place.type, value)  # noqa: E731
-    unit, last_unit = layout.together, builder.sub(blocks, constant(layout.together))
-    _, outputs = cgutils.unpack_tuple(builder, context.make_array(types_[10])(context, builder, y).shape, 2)
+class _TileProduct:
+    """What `tile_product` emits for rows of one kind and panels of C columns; the arguments are its own.
 
-    def everywhere(values: simd.View, at: Any, vector: Any) -> Any:
-        return simd._broadcast(builder, values.load(at, vector.element), vector)
+    The products of a block are mixed with the decoding of the next one, which is handed on from unit to unit.
+    """
 
-    def add_block(block: Any, once: Any, words: list[Any], row_scale: Any, row_bias: Any) -> None:
-        block = builder.add(at, builder.mul(block, constant(C)))
-        first = builder.mul(block, constant(32))
-        row_scale, row_bias = (lane and builder.fmul(lane.value, once) for lane in (row_scale, row_bias))
-        for begin in range(0, C, COLUMNS):
-            columns = range(begin, min(begin + COLUMNS, C))
-            dots = {c: everywhere(correction, builder.add(block, constant(c)), INTS.llvm) for c in columns}
-            for i, word in enumerate(words):
-                codes = builder.bitcast(word.value, BYTES.llvm)
-                for c in columns:
-                    four = everywhere(x, builder.add(first, constant(4 * (C * i + c))), INTS.llvm)
-                    dots[c] = simd._dot_bytes(builder, dots[c], codes, builder.bitcast(four, BYTES.llvm))
-            for c in columns:
-                of_c, sum_ = builder.add(block, constant(c)), builder.load(totals[c])
-                factor = builder.fmul(everywhere(scale, of_c, FLOATS.llvm), row_scale)
-                if row_bias is not None:
-                    sum_ = simd._multiply_add(builder, row_bias, everywhere(sums, of_c, FLOATS.llvm), sum_)
-                product = builder.sitofp(dots[c], FLOATS.llvm)
-                builder.store(simd._multiply_add(builder, product, factor, sum_), totals[c])
+    def __init__(self, context: Any, builder: Any, types_: Any, args: Any, C: int, layout: lanes.Layout) -> None:
+        self._context, self._builder, self._types, self._C, self._layout = context, builder, types_, C, layout
+        self._place, self._stride, self._blocks, self._slot = (args[i] for i in (1, 2, 3, 8))
+        self._results = args[9:]
+        self._data, self._x, self._scale, self._correction, self._sums = (
+            simd.View(context, builder, types_[i], args[i]) for i in (0, 4, 5, 6, 7)
+        )
+        self._unit = layout.together
+        self._last_unit = builder.sub(self._blocks, self._constant(self._unit))
+        _, self._outputs = cgutils.unpack_tuple(
+            builder, context.make_array(types_[10])(context, builder, args[10]).shape, 2
+        )
+        simd._align_stack(builder)
+        self._totals = [cgutils.alloca_once_value(builder, ir.Constant(FLOATS.llvm, None)) for _ in range(C)]
+        for total in self._totals:
+            builder.store(ir.Constant(FLOATS.llvm, None), total)
 
-    def start_of(number: Any) -> tuple[Any, Any]:
+    def _constant(self, value: int) -> Any:
+        return ir.Constant(self._place.type, value)
+
+    def emit(self) -> None:
+        builder, unit, nbytes = self._builder, self._unit, self._layout.nbytes
+        values = self._first_block(self._constant(0))
+        coming = [value and cgutils.alloca_once(builder, value.type) for value in values]
+        _store_all(builder, values, coming)
+        next_tile = builder.add(self._place, builder.mul(self._stride, self._constant(lanes.ROWS)))
+        bytes_ = nbytes * unit * lanes.ROWS
+        units = builder.sdiv(builder.add(self._blocks, self._constant(unit - 1)), self._constant(unit))
+        with cgutils.for_range(builder, units) as loop:
+            due, begin = self._start_of(loop.index)
+            share = builder.add(next_tile, builder.mul(loop.index, self._constant(bytes_)))
+            _prefetch(builder, self._data, share, bytes_)
+            sides, *block = [kept and builder.load(kept) for kept in coming]
+            decode = self._unit_at(begin).decoder(sides)
+            row_scale, row_bias, *words = [value and lanes.Lanes(builder, value) for value in block]
+            for s in range(unit):
+                start, into = len(builder.block.instructions), builder.block
+                number = builder.add(begin, self._constant(s))
+                # of the last unit's blocks those that were there before count for nothing: a factor needs no branch
+                once = builder.uitofp(builder.icmp_signed(">=", number, due), F32)
+                self._add_block(number, simd._broadcast(builder, once, FLOATS.llvm), words, row_scale, row_bias)
+                middle = len(builder.block.instructions)
+                if s + 1 < unit:
+                    ((words, row_scale, row_bias),) = decode(s + 1)
+                else:
+                    _store_all(builder, self._first_block(builder.add(loop.index, self._constant(1))), coming)
+                if builder.block is into:  # it is not where bounds are checked
+                    _interleave(into.instructions, start, middle)
+        self._store_totals()
+
+    def _start_of(self, number: Any) -> tuple[Any, Any]:
         """Where a unit of blocks is due, and where it begins: the last one ends where the row does."""
-        due = builder.mul(number, constant(unit))
-        return due, builder.select(builder.icmp_signed("<", due, last_unit), due, last_unit)
+        builder, last = self._builder, self._last_unit
+        due = builder.mul(number, self._constant(self._unit))
+        return due, builder.select(builder.icmp_signed("<", due, last), due, last)
 
-    def unit_at(begin: Any) -> lanes.Unit:
-        first, last = builder.add(place, builder.mul(begin, constant(layout.nbytes))), constant(lanes.ROWS - 1)
-        return lanes.Unit(builder, data, first, stride, last, layout, unit)
+    def _unit_at(self, begin: Any) -> lanes.Unit:
+        builder, layout, last = self._builder, self._layout, self._constant(lanes.ROWS - 1)
+        first = builder.add(self._place, builder.mul(begin, self._constant(layout.nbytes)))
+        return lanes.Unit(builder, self._data, first, self._stride, last, layout, self._unit)
 
-    def first_block(number: Any) -> list[Any]:
+    def _first_block(self, number: Any) -> list[Any]:
         """What is handed on of a unit whose turn comes next: its scales' bytes, and its first block decoded."""
-        coming = unit_at(start_of(number)[1])
+        coming = self._unit_at(self._start_of(number)[1])
         sides = coming.sides()
         ((words, row_scale, row_bias),) = coming.decoder(sides)(0)
         return [sides, row_scale.value, row_bias and row_bias.value, *(word.value for word in words)]
 
-    simd._align_stack(builder)
-    totals = [cgutils.alloca_once_value(builder, ir.Constant(FLOATS.llvm, None)) for _ in range(C)]
-    for total in totals:
-        builder.store(ir.Constant(FLOATS.llvm, None), total)
-    values = first_block(constant(0))
-    coming = [value and cgutils.alloca_once(builder, value.type) for value in values]
-    _store_all(builder, values, coming)
-    next_tile = builder.add(place, builder.mul(stride, constant(lanes.ROWS)))
-    bytes_ = layout.nbytes * unit * lanes.ROWS
-    units = builder.sdiv(builder.add(blocks, constant(unit - 1)), constant(unit))
-    with cgutils.for_range(builder, units) as loop:
-        due, begin = start_of(loop.index)
-        share = builder.add(next_tile, builder.mul(loop.index, constant(bytes_)))
-        _prefetch(builder, data, share, bytes_)
-        sides, *block = [kept and builder.load(kept) for kept in coming]
-        decode = unit_at(begin).decoder(sides)
-        row_scale, row_bias, *words = [value and lanes.Lanes(builder, value) for value in block]
-        for s in range(unit):
-            start, into = len(builder.block.instructions), builder.block
-            number = builder.add(begin, constant(s))
-            # of the last unit's blocks those that were there before count for nothing: as a factor that is no branch
-            once = builder.uitofp(builder.icmp_signed(">=", number, due), F32)
-            add_block(number, simd._broadcast(builder, once, FLOATS.llvm), words, row_scale, row_bias)
-            middle = len(builder.block.instructions)
-            if s + 1 < unit:
-                ((words, row_scale, row_bias),) = decode(s + 1)
-            else:
-                _store_all(builder, first_block(builder.add(loop.index, constant(1))), coming)
-            if builder.block is into:  # it is not where bounds are checked
-                _interleave(into.instructions, start, middle)
-    lane = ir.Constant(INTS.llvm, list(range(16)))
-    low, high = (simd._broadcast(builder, builder.trunc(row, I32), INTS.llvm) for row in (begin_row, end_row))
-    there = builder.and_(builder.icmp_signed(">=", lane, low), builder.icmp_signed("<", lane, high))
-    added = simd._masked_load(context, builder, types_[9], bias, to, there)
-    for c, total in enumerate(totals):
-        column = builder.select(builder.icmp_signed("<", constant(c), n), constant(c), builder.sub(n, constant(1)))
-        row = simd._load(context, builder, types_[11], y_row, builder.add(p, column), simd.I64)
-        at_c = builder.add(builder.mul(row, outputs), to)
-        simd._masked_store(context, builder, types_[10], y, at_c, there, builder.fadd(builder.load(total), added))
+    def _everywhere(self, values: simd.View, at: Any, vector: Any) -> Any:
+        return simd._broadcast(self._builder, values.load(at, vector.element), vector)
+
+    def _add_block(self, block: Any, once: Any, words: list[Any], row_scale: Any, row_bias: Any) -> None:
+        builder, C, everywhere = self._builder, self._C, self._everywhere
+        block = builder.add(self._slot, builder.mul(block, self._constant(C)))
+        first = builder.mul(block, self._constant(32))
+        row_scale, row_bias = (lane and builder.fmul(lane.value, once) for lane in (row_scale, row_bias))
+        for begin in range(0, C, COLUMNS):
+            columns = range(begin, min(begin + COLUMNS, C))
+            dots = {c: everywhere(self._correction, builder.add(block, self._constant(c)), INTS.llvm) for c in columns}
+            for i, word in enumerate(words):
+                codes = builder.bitcast(word.value, BYTES.llvm)
+                for c in columns:
+                    four = everywhere(self._x, builder.add(first, self._constant(4 * (C * i + c))), INTS.llvm)
+                    dots[c] = simd._dot_bytes(builder, dots[c], codes, builder.bitcast(four, BYTES.llvm))
+            for c in columns:
+                at, sum_ = builder.add(block, self._constant(c)), builder.load(self._totals[c])
+                factor = builder.fmul(everywhere(self._scale, at, FLOATS.llvm), row_scale)
+                if row_bias is not None:
+                    sum_ = simd._multiply_add(builder, row_bias, everywhere(self._sums, at, FLOATS.llvm), sum_)
+                product = builder.sitofp(dots[c], FLOATS.llvm)
+                builder.store(simd._multiply_add(builder, product, factor, sum_), self._totals[c])
+
+    def _store_totals(self) -> None:
+        """The results of the rows that are asked for, the bias added."""
+        context, builder = self._context, self._builder
+        bias, y, y_row, p, n, to, begin, end = self._results
+        lane = ir.Constant(INTS.llvm, list(range(16)))
+        low, high = (simd._broadcast(builder, builder.trunc(row, I32), INTS.llvm) for row in (begin, end))
+        there = builder.and_(builder.icmp_signed(">=", lane, low), builder.icmp_signed("<", lane, high))
+        added = simd._masked_load(context, builder, self._types[9], bias, to, there)
+        for c, total in enumerate(self._totals):
+            column = self._constant(c)
+            column = builder.select(builder.icmp_signed("<", column, n), column, builder.sub(n, self._constant(1)))
+            row = simd._load(context, builder, self._types[11], y_row, builder.add(p, column), simd.I64)
+            at = builder.add(builder.mul(row, self._outputs), to)
+            simd._masked_store(
+                context, builder, self._types[10], y, at, there, builder.fadd(builder.load(total), added)
+            )
 
 
 def _store_all(builder: Any, values: Sequence[Any], places: Sequence[Any]) -> None:
