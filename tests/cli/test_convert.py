@@ -161,10 +161,11 @@ def test_pre_says_nothing_of_a_gguf_that_has_a_tokenizer(tmp_path: Path, capsys:
 
 @pytest.mark.parametrize("ending", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
 def test_a_signal_leaves_nothing(ending: signal.Signals, tmp_path: Path) -> None:
-    # a job that a shell runs in the background is born deaf to SIGINT
+    # a job that a shell runs in the background is born deaf to SIGINT, and under nohup to SIGHUP
     script = f"""
 import os, signal
 signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 from assay.cli.main import main
 import assay.loaders.write_gguf as writer
 writer._data = lambda *_: os.kill(os.getpid(), {int(ending)})
