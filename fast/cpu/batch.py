@@ -26,12 +26,14 @@ def forward_batch(model: CpuModel, rows: Sequence[np.ndarray], caches: Sequence[
 
     Row b holds the tokens, one or more, that follow those in cache b, which grows by them. Every result is what
     the sequence would give alone: in mode `exact` to the bit. A pass that raises leaves the caches as they were.
-    Raises ValueError for bad tokens, for a cache of another model, and for one that is given twice.
+    Raises ValueError for bad tokens, for a cache of another model or type, and for one that is given twice.
     """
     if len(rows) != len(caches) or not caches or len({id(cache) for cache in caches}) < len(caches):
         raise ValueError(f"a batch needs a cache of its own for each row: {len(rows)} rows, {len(caches)} caches")
     if any(cache.config != model.config for cache in caches):
         raise ValueError("a cache was made for a model of another configuration")
+    if len(dtypes := {cache.dtype for cache in caches}) > 1:
+        raise ValueError(f"a batch needs caches of one type: {', '.join(sorted(map(str, dtypes)))}")
     token_rows = [checked_tokens(model.config, row, cache.length) for row, cache in zip(rows, caches, strict=True)]
     with jit.threads(model.threads):
         x_PD, fresh = _body(model, token_rows, caches)

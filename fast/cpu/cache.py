@@ -122,7 +122,7 @@ class CpuCache:
     """The past of one sequence on every layer, in float32 or float16."""
 
     def __init__(self, config: Config, dtype: np.dtype = FLOAT32) -> None:
-        self.config = config
+        self.config, self.dtype = config, dtype
         K, C = config.num_key_value_heads, config.head_dim
         self.layers = [LayerCache(config.window(i), K, C, dtype) for i in range(config.num_hidden_layers)]
         self.workspace: Any = None  # what a pass over one token writes, made by the first

@@ -57,6 +57,15 @@ def test_a_float16_cache() -> None:
     assert_batch_is_one_by_one(CpuModel(config, random_model(config, seed=2), mode="exact-f16"), same_bits=True)
 
 
+def test_caches_of_two_types_are_refused() -> None:
+    """The kernel takes all of them for the first one's."""
+    config = gpt_oss_config()
+    tensors = random_model(config, seed=2)
+    exact, half = (CpuModel(config, tensors, mode=mode) for mode in ("exact", "exact-f16"))
+    with pytest.raises(ValueError, match="caches of one type: float16, float32"):
+        forward_batch(exact, [np.array([1]), np.array([2])], [exact.new_cache(), half.new_cache()])
+
+
 @pytest.mark.parametrize("kept", [0, 1, 3, 14])
 def test_of_a_pass_only_some_tokens_stay(kept: int) -> None:
     """Fourteen more are more than the 16 slots of a window of five can spare: the ring is unrolled for them."""
