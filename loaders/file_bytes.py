@@ -9,7 +9,6 @@ import mmap
 import os
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -24,8 +23,7 @@ COPIED = 1 << 19  # the same where they are copied: into a buffer that stays in 
 Pieces = Callable[[int, int, int], Iterator[np.ndarray]]
 
 
-@contextmanager
-def file_bytes(path: Path) -> Iterator[Pieces]:
+def file_bytes(path: Path) -> Pieces:
     """A function of `begin`, `nbytes` and `unit`: these bytes of the file as uint8 arrays of so many units each.
 
     Any thread may call it. An array is good until the next one is asked for, which raises EOFError where the file ends
@@ -33,10 +31,8 @@ def file_bytes(path: Path) -> Iterator[Pieces]:
     """
     mapping = map_file(path)
     if _brings_pages(mapping):
-        yield lambda begin, nbytes, unit: _in_place(mapping, begin, nbytes, IN_PLACE // unit * unit)
-    else:
-        with open(path, "rb", buffering=0) as file:
-            yield lambda begin, nbytes, unit: _copied(file.fileno(), begin, nbytes, COPIED // unit * unit)
+        return lambda begin, nbytes, unit: _in_place(mapping, begin, nbytes, IN_PLACE // unit * unit)
+    return lambda begin, nbytes, unit: _copied(path, begin, nbytes, COPIED // unit * unit)
 
 
 def _brings_pages(mapping: mmap.mmap) -> bool:
@@ -73,14 +69,16 @@ def _let_go(mapping: mmap.mmap, begin: int, end: int) -> None:
         mapping.madvise(mmap.MADV_DONTNEED, begin, end - begin)
 
 
-def _copied(file: int, begin: int, nbytes: int, most: int) -> Iterator[np.ndarray]:
+def _copied(path: Path, begin: int, nbytes: int, most: int) -> Iterator[np.ndarray]:
     buffer = np.empty(min(most, nbytes), np.uint8)
-    for done in range(0, nbytes, most):
-        piece = buffer[: min(most, nbytes - done)]
-        got = 0
-        while got < len(piece):  # one read of an ordinary file, unless a signal or a network file system splits it
-            more = os.preadv(file, [piece.data[got:]], begin + done + got)
-            if not more:
-                raise EOFError
-            got += more
-        yield piece
+    with open(path, "rb", buffering=0) as file:
+        file.seek(begin)
+        for done in range(0, nbytes, most):
+            piece = buffer[: min(most, nbytes - done)]
+            view = piece.data
+            while view:  # one read of an ordinary file, unless a signal or a network file system splits it
+                got = file.readinto(view)
+                if not got:
+                    raise EOFError
+                view = view[got:]
+            yield piece

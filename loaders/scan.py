@@ -10,7 +10,6 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from math import prod
@@ -237,17 +236,16 @@ def scan(tensors: Sequence[Stored], advance: Callable[[int], None]) -> Iterator[
     """
     seen: list[Numbers] = []
     ordered = sorted(tensors, key=lambda tensor: (tensor.file, tensor.begin))
-    with ExitStack() as opened:
-        files = {path: opened.enter_context(file_bytes(path)) for path in {tensor.file for tensor in ordered}}
-        for pieces in _side_by_side(partial(_scan_pieces, files), _stretches(ordered)):
-            for piece, found in pieces:
-                advance(piece.nbytes)
-                if piece.begin == piece.tensor.begin:
-                    yield from _wrong(seen)
-                    seen = found
-                else:
-                    for numbers, later in zip(seen, found, strict=True):
-                        numbers.join(later)
+    files = {path: file_bytes(path) for path in {tensor.file for tensor in ordered}}
+    for pieces in _side_by_side(partial(_scan_pieces, files), _stretches(ordered)):
+        for piece, found in pieces:
+            advance(piece.nbytes)
+            if piece.begin == piece.tensor.begin:
+                yield from _wrong(seen)
+                seen = found
+            else:
+                for numbers, later in zip(seen, found, strict=True):
+                    numbers.join(later)
     yield from _wrong(seen)
 
 

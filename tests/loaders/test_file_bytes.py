@@ -31,8 +31,7 @@ def opened(path: Path, way: str) -> Iterator[Pieces]:
         patch.setattr(under_test, "COPIED", 3000)
         if way == "copied":
             patch.setattr(under_test, "_brings_pages", lambda mapping: False)
-        with file_bytes(path) as pieces:
-            yield pieces
+        yield file_bytes(path)
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -79,8 +78,8 @@ def test_a_disk_that_cannot_deliver(tmp_path, monkeypatch):
 
     with open(tmp_path / "file", "rb") as file:
         monkeypatch.setattr(under_test, "map_file", lambda path: Mapping(file.fileno(), 0, access=mmap.ACCESS_READ))
-        with file_bytes(tmp_path / "file") as pieces, pytest.raises(OSError, match=os.strerror(errno.EIO)):
-            list(pieces(mmap.PAGESIZE, 100, 1))
+        with pytest.raises(OSError, match=os.strerror(errno.EIO)):
+            list(file_bytes(tmp_path / "file")(mmap.PAGESIZE, 100, 1))
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux has MADV_POPULATE_READ")
@@ -93,7 +92,6 @@ def test_a_system_without_it_copies(tmp_path, monkeypatch):
 
     with open(tmp_path / "file", "rb") as file:
         monkeypatch.setattr(under_test, "map_file", lambda path: Mapping(file.fileno(), 0, access=mmap.ACCESS_READ))
-        with file_bytes(tmp_path / "file") as pieces:
-            (array,) = pieces(1, 2, 1)
+        (array,) = file_bytes(tmp_path / "file")(1, 2, 1)
     assert array.tobytes() == b"bc"
     assert array.flags.writeable

@@ -7,7 +7,20 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from assay.fast.cpu.groups import by_expert, one_group
-from assay.fast.cpu.products import FEWEST, IN_REGISTERS, product, rows_by_panel, rows_by_tile, rows_in_registers
+from assay.fast.cpu.jit import checked_threads, threads
+from assay.fast.cpu.phases import new_counters
+from assay.fast.cpu.products import (
+    FEWEST,
+    IN_REGISTERS,
+    ROWS,
+    ROWS_BY_PANEL,
+    TILES,
+    product,
+    rows_by_panel,
+    rows_by_tile,
+    rows_in_registers,
+    some_shares,
+)
 from assay.fast.cpu.quantise import NO_ROWS, empty_columns, quantise, quantise_column
 from assay.fast.cpu.rows import encoded_rows
 from assay.reference.formats import BF16, F16, GGML_BLOCKS, AffineGroups
@@ -86,6 +99,49 @@ def test_experts(encoding, T):
     for t in range(T):
         for a, e in enumerate(ids_TA[t]):
             assert_product(got[t, a], x[t : t + 1], w[e], bias[e], encoding)
+
+
+SHARED = 2 * TILES * ROWS + 21  # rows of a matrix that makes three shares, none of them like another
+
+
+def shared_product():
+    """Five matrices of so many rows, four of them asked for, and what each of 7 inputs' two products should be."""
+    rng = np.random.default_rng(3)
+    tensor = quantised_tensor(rng, "w", (5, SHARED, 32 * FEWEST), "MXFP4_BLOCKS")
+    bias, ids_TA = rng.normal(size=(5, SHARED)).astype(np.float32), np.array([[0, 3]] * 4 + [[4, 0], [1, 4], [0, 1]])
+    return tensor, by_expert(ids_TA), rng.normal(size=(7, tensor.shape[-1])).astype(np.float32), bias, ids_TA
+
+
+def assert_shared_product(got, tensor, x, bias, ids_TA):
+    w = tensor.decode()
+    for t, ids in enumerate(ids_TA):
+        for a, e in enumerate(ids):
+            assert_product(got[2 * t + a], x[t : t + 1], w[e], bias[e], "MXFP4_BLOCKS")
+
+
+def test_threads_share_rows():
+    """The same bits on any number of threads, and the right ones."""
+    tensor, groups, x, bias, ids_TA = shared_product()
+    results = []
+    for count in range(1, min(3, checked_threads(None)) + 1):
+        with threads(count):
+            results.append(multiply(tensor, groups, x, bias))
+    for got in results:
+        np.testing.assert_array_equal(got, results[0])
+    assert_shared_product(results[0], tensor, x, bias, ids_TA)
+
+
+def test_a_thread_does_what_the_others_have_not_begun():
+    """Of three threads only the second ever runs; the others, coming late, find nothing left to do."""
+    tensor, groups, x, bias, ids_TA = shared_product()
+    rows, counters = encoded_rows(tensor), new_counters(3)
+    panels, y = quantise(x, groups, rows.kind), np.full((14, SHARED), np.nan, np.float32)
+    at = ROWS_BY_PANEL.of((rows, 0, 0, 0, panels, 0, 0, groups.y_row, bias[0], y))
+    some_shares(at, rows, groups, panels, 1, 3, counters, bias, y)
+    assert_shared_product(y, tensor, x, bias, ids_TA)
+    y.fill(np.nan)
+    some_shares(at, rows, groups, panels, 0, 3, counters, bias, y)
+    assert np.isnan(y).all()
 
 
 @pytest.mark.parametrize("encoding", REGISTERS)
