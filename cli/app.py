@@ -2,7 +2,6 @@
 
 import errno
 import io
-import os
 import sys
 
 import typer
@@ -21,7 +20,7 @@ from assay.cli import (
     verify,
     warmup,
 )
-from assay.cli.main import tell
+from assay.cli.main import drop, tell
 from assay.loaders.errors import CheckpointError
 
 app = typer.Typer(
@@ -66,7 +65,8 @@ def run(arguments: list[str] | None = None) -> None:
         sys.exit(2)
     except OSError as error:
         is_output = error.filename is None and (error.errno in OF_WRITING or _cannot_be_flushed())
-        _drop_output()
+        if sys.stdout is not None:
+            drop(sys.stdout)
         if isinstance(error, BrokenPipeError):
             sys.exit(READER_GONE)
         if not is_output:
@@ -87,9 +87,3 @@ def _cannot_be_flushed() -> bool:
     except OSError:
         return True
     return False
-
-
-def _drop_output() -> None:
-    """Let what is left in the buffer go nowhere: the interpreter flushes it once more as it ends."""
-    if sys.stdout is not None:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

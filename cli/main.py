@@ -1,9 +1,9 @@
 """The `assay` command's entry: next to nothing is imported before Ctrl-C, and an import that fails, are heard."""
 
-import contextlib
 import errno
 import os
 import sys
+from typing import TextIO
 
 INTERRUPTED = 130  # as a shell says of a program that SIGINT ended
 # bytes of addresses: less has been seen to end the process while it starts, with 2 threads and with 64
@@ -36,9 +36,16 @@ def main(arguments: list[str] | None = None) -> None:
 
 def tell(message: str) -> None:
     """A message on standard error, where there is one that can be written."""
-    with contextlib.suppress(OSError):
-        if sys.stderr is not None:
-            print(f"assay: {message}", file=sys.stderr)
+    try:
+        if sys.stderr is not None:  # a shell can close it
+            print(f"assay: {message}", file=sys.stderr, flush=True)
+    except OSError:
+        drop(sys.stderr)
+
+
+def drop(stream: TextIO) -> None:
+    """Let what is left in a stream's buffer go nowhere: Python flushes it as it ends, and exits 120 if that fails."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def _require_addresses() -> None:

@@ -85,7 +85,7 @@ def failing_with(error, monkeypatch, out):
         raise error
 
     monkeypatch.setattr(reference, "forward", fail)
-    monkeypatch.setattr(app, "_drop_output", lambda: None)  # there is no file beneath what a test captures
+    monkeypatch.setattr(app, "drop", lambda stream: None)  # there is no file beneath what a test captures
     return run("record", LLAMA, "--tokens", "1,2", "--out", out)
 
 
@@ -183,9 +183,11 @@ def test_the_entry_imports_next_to_nothing():
 
 
 @pytest.mark.parametrize("stderr", ["2>&-", "2>/dev/full"])
-def test_a_message_that_nobody_can_be_told(stderr):
-    command = f'"{sys.executable}" -m assay.cli inspect nothing {stderr}'
-    done = subprocess.run(["sh", "-c", command], stdout=subprocess.PIPE, text=True, timeout=60)
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_a_message_that_nobody_can_be_told(stderr, unbuffered):
+    """Python exits 120 where what is left of a message in a buffer cannot be written either."""
+    command, env = f'"{sys.executable}" -m assay.cli inspect nothing {stderr}', {"PYTHONUNBUFFERED": unbuffered}
+    done = subprocess.run(["sh", "-c", command], stdout=subprocess.PIPE, text=True, env=os.environ | env, timeout=60)
     assert (done.returncode, done.stdout) == (2, "")
 
 
